@@ -3,12 +3,13 @@
 //! ranks has the files of an undisturbed one.
 
 use crate::common::jobs::{on, output, ranks};
-use crate::common::{Output, PATIENCE, pauc, processes};
+use crate::common::{PATIENCE, pauc, processes};
 use crate::faults::library;
 use crate::scenes::{Files, difference};
 use crate::{count, mini};
 use pauc_testing::mpi::Launcher;
 use pauc_testing::{property, random::Random};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -101,27 +102,35 @@ impl Job {
         let rank = if fault == Fault::Full { 0 } else { random.below(size) };
         let moment = random.below(1_000) as f64 / 1_000.0;
         let mut command = self.faulty(fault, (size, rank), moment, out);
-        let job = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let job = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut signaled = None;
         if let Fault::Signal(signal) = fault {
             std::thread::sleep(self.time.mul_f64(1.1 * moment));
             if let Some(rank) = ranks(out).get(rank) {
                 // It may have ended in the meantime.
                 let _ = Command::new("kill").args(["-s", signal, &rank.to_string()]).output().unwrap();
+                signaled = Some(Instant::now());
             }
         }
-        let ended = end(job, out)?;
-        let what = |wrong: &str| format!("{fault:?} of rank {rank} of {size}: {wrong}\n{}", ended.stderr);
-        let names_rank = ended.stderr.contains(&format!("error: rank {rank} on "));
+        let Ended { code, stderr, told } = end(job, out)?;
+        if let Some(began) = signaled.or(told) {
+            println!(
+                "{fault:?} of rank {rank} of {size}: all had ended after {:.1} s",
+                began.elapsed().as_secs_f64()
+            );
+        }
+        let what = |wrong: &str| format!("{fault:?} of rank {rank} of {size}: {wrong}\n{stderr}");
+        let names_rank = stderr.contains(&format!("error: rank {rank} on "));
         match fault {
             // The fault would have happened after the end.
-            _ if ended.code == 0 => {}
-            Fault::Panic if !names_rank || !ended.stderr.contains("panicked") => {
+            _ if code == 0 => {}
+            Fault::Panic if !names_rank || !stderr.contains("panicked") => {
                 return Err(what("the panic is not told"));
             }
-            Fault::Unreadable if !names_rank || !ended.stderr.contains(".png") => {
+            Fault::Unreadable if !names_rank || !stderr.contains(".png") => {
                 return Err(what("the image is not named"));
             }
-            Fault::Full if !ended.stderr.contains("free some space") => {
+            Fault::Full if !stderr.contains("free some space") => {
                 return Err(what("the message has no remedy"));
             }
             _ => {}
@@ -130,9 +139,23 @@ impl Job {
     }
 }
 
+/// How a job has ended.
+struct Ended {
+    code: i32,
+    stderr: String,
+    /// When it told of the first error.
+    told: Option<Instant>,
+}
+
 /// Waits until a job and all its processes have ended.
-fn end(job: Child, out: &Path) -> Result<Output, String> {
-    let ended = job.wait_with_output().unwrap();
+fn end(mut job: Child, out: &Path) -> Result<Ended, String> {
+    let (mut stderr, mut told) = (String::new(), None);
+    for line in BufReader::new(job.stderr.take().unwrap()).split(b'\n') {
+        let line = String::from_utf8_lossy(&line.unwrap()).into_owned();
+        told = told.or_else(|| line.contains("error:").then(Instant::now));
+        stderr = stderr + &line + "\n";
+    }
+    let code = job.wait().unwrap().code().unwrap_or(-1);
     let began = Instant::now();
     while !processes(out).is_empty() {
         if began.elapsed() > PATIENCE {
@@ -140,9 +163,7 @@ fn end(job: Child, out: &Path) -> Result<Output, String> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    let code = ended.status.code().unwrap_or(-1);
-    Ok(Output { code, stdout: text(ended.stdout), stderr: text(ended.stderr) })
+    Ok(Ended { code, stderr, told })
 }
 
 /// Disturbs a run once or several times, and lets another number of ranks finish it.
