@@ -237,7 +237,7 @@ fn a_request_to_one_rank_stops_all_after_the_same_step() {
     }
 }
 
-/// Is asked to stop at the start of one of the phases between steps.
+/// Is asked to stop at the start of one of the phases between steps, counted from 1.
 struct StopsInPhase {
     phase: u64,
     begun: Cell<u64>,
@@ -269,14 +269,16 @@ fn a_request_to_one_rank_ends_a_phase_on_all() {
         let out = folder.path().join(format!("{asked}-{phase}"));
         let training = Training::of(&recipe, &[]);
         let watch = |rank| -> Box<dyn Observer> {
-            match rank == asked {
-                true => Box::new(StopsInPhase { phase, begun: Cell::new(0), flag: Arc::default() }),
-                false => Box::new(Quiet),
-            }
+            // The others are never asked.
+            let phase = if rank == asked { phase } else { 0 };
+            Box::new(StopsInPhase { phase, begun: Cell::new(0), flag: Arc::default() })
         };
         let outcomes = training.on(4, &out, watch);
         let endings = outcomes.into_iter().map(|outcome| outcome.unwrap().ending);
         assert!(endings.into_iter().all(|ending| ending == Ending::Interrupted), "phase {phase}");
+        let figures = only_run(&out).join("figures");
+        let drawn = std::fs::read_dir(figures).map_or(0, |files| files.count());
+        assert_eq!(drawn, 0, "phase {phase}: rank 0 draws figures, although a rank was asked to stop");
         assert_same(&format!("phase {phase}"), &training.trained_on(2, &out), &alone);
     }
 }

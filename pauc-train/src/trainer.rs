@@ -267,6 +267,10 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
                 loaded = all;
             }
         };
+        if ending == Ending::Interrupted && self.plan.communicator.size() > 1 {
+            // Another rank may have been asked, but figures and the report have to be as short on this one.
+            stop::within(watch.stop_flag(), || stop::flag().set());
+        }
         if self.saved_step != Some(self.state.step) {
             self.save(dir, watch, false)?;
         }
