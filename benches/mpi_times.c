@@ -1,8 +1,8 @@
-/* Measures the time that a rank spends in MPI's operations, transfers and waiting together.
+/* Measures the time that a rank spends in MPI's operations, including waiting.
  *
- * benches/ranks.py compiles this into a library and names it in PAUC_MPI. It is linked with Open MPI's libmpi.so.40, in
- * which pauc finds all other functions. At the end, it appends a line to the file named in PAUC_MPI_TIMES: the
- * seconds, the number of calls and the bytes that the rank sent, to each of the others.
+ * benches/ranks.py compiles this file into a library and names it in PAUC_MPI. The library is linked with Open MPI's
+ * libmpi.so.40, where pauc finds all other functions. At the end, it appends a line to the file named in
+ * PAUC_MPI_TIMES: the seconds, the number of calls, and the bytes that the rank sent to each other rank.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-"""Measures a training on several ranks, and compares it with the cost model of docs/src/distributed.md.
+"""Measures training on several ranks, and compares it with the cost model of docs/src/distributed.md.
 
     python benches/ranks.py measure BINARY [--rounds 3] [--width 64] [--batch 128] [--shards 2]
     python benches/ranks.py memory BINARY [--rows 1000000] [--dims 128] [--with 'KMeans(…)']
@@ -7,11 +7,12 @@
 
 `measure` needs Open MPI, a C compiler, Linux and idle cores. Each round trains a ResNet-18 for a few steps in three ways:
 on one process with one thread, on one process with as many threads as ranks, and on ranks with one thread each. The time
-of a step is the difference between a longer and a shorter run, so it has neither start nor end in it. Prints the medians,
-their ratios, the share of the time that ranks spend in MPI, waiting included, and the bytes that each sends per step.
+of a step is computed from the difference between a longer and a shorter run, so it excludes start and end. Prints the
+medians, their ratios, the share of the time that ranks spend in MPI, waiting included, and the bytes that each rank
+receives per step.
 
-`memory` clusters random rows on one process and on ranks, and prints the largest resident memory of each rank. All have to
-write the same bytes.
+`memory` clusters random rows on one process and on ranks, and prints the peak resident memory of each rank. It fails
+unless all write the same bytes.
 
 `link` measures the operations of Open MPI that a step uses, between ranks on this machine or on those of `--host`.
 
@@ -50,7 +51,7 @@ VIEWS, DIMS, FLOAT = 2, 128, 4
 
 
 def run(command, environment):
-    """The seconds of a command, which has to succeed."""
+    """Runs a command, which has to succeed, and returns its seconds."""
     began = time.monotonic()
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode != 0:
@@ -59,7 +60,7 @@ def run(command, environment):
 
 
 def launcher(ranks):
-    """The command that starts ranks."""
+    """Returns the command that starts ranks."""
     return ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
 
 
@@ -88,7 +89,7 @@ class Measurement:
             file.write(RECIPE.format(**values))
 
     def train(self, ranks, threads, steps):
-        """The seconds of a training, and of each rank: seconds in MPI, calls, bytes."""
+        """Trains, and returns the seconds and, for each rank, its seconds in MPI, calls and bytes."""
         out = tempfile.mkdtemp(dir=self.folder)
         arguments = ["--threads", str(threads), "run", self.recipe, "--max-steps", str(steps), "--out", out]
         if ranks == 1:
@@ -101,7 +102,7 @@ class Measurement:
         return seconds, of_ranks
 
     def step(self, ranks, threads):
-        """The seconds of a step, the share of them in MPI, and the bytes that a rank receives; means over the ranks."""
+        """Returns means over the ranks: seconds of a step, the share of them in MPI, and bytes that a rank receives."""
         (short, before), (long, after) = (self.train(ranks, threads, steps) for steps in STEPS)
         count = STEPS[1] - STEPS[0]
 
@@ -240,12 +241,12 @@ def resnet18(width, channels, kernel):
 
 
 NETWORKS = {"ResNet-18": resnet18(64, 3, 7), "ResNet-50": (23_508_032 + 2048 * (2048 + DIMS), 2 * 26_560)}
-# Bytes per second and the seconds of a message.
+# Bytes per second, and the seconds of a message.
 LINKS = {"10 Gb/s": (1.25e9, 30e-6), "100 Gb/s": (12.5e9, 5e-6), "NVLink": (450e9, 5e-6)}
 
 
 def step_bytes(network, batch, ranks, shards):
-    """What a rank receives in a step: its slice of all gradients, the other slices of the sum, rows and moments."""
+    """Returns the bytes that a rank receives in a step: slices of gradients and of their sum, rows and moments."""
     parameters, statistics = network
     others = (ranks - 1) / ranks
     gradients = 2 * others * FLOAT * parameters
@@ -254,14 +255,14 @@ def step_bytes(network, batch, ranks, shards):
 
 
 def step_seconds(network, batch, ranks, shards, link):
-    """The seconds of these transfers: an exchange of slices, and two gathers."""
+    """Returns the seconds of these transfers: an exchange of slices, and two gathers."""
     bandwidth, latency = LINKS[link]
     messages = (ranks - 1) + 2 * math.ceil(math.log2(ranks)) if ranks > 1 else 0
     return step_bytes(network, batch, ranks, shards) / bandwidth + messages * latency
 
 
 def k_means(samples, prototypes, ranks, link):
-    """Bytes that a rank receives in an iteration, the seconds of that, and the bytes of memory."""
+    """Returns the bytes that a rank receives in an iteration, the seconds of that, and the bytes of memory."""
     block = min(math.ceil(prototypes / (4 * ranks)) * DIMS, 1 << 19)
     stages = math.ceil(prototypes * DIMS / block) + 2 * ranks - 1 if ranks > 1 else 0
     # A label and a distance of each sample, and two blocks of sums in every stage.
@@ -309,7 +310,7 @@ def main():
     holding.add_argument("--dims", type=int, default=128)
     holding.add_argument("--with", default="KMeans(k: [10000], iterations: 1, init: Random)")
     holding.add_argument("--ranks", type=int, nargs="+", default=[2])
-    holding.add_argument("--folder", help="where the rows are written")
+    holding.add_argument("--folder", help="folder for the file of rows")
     linked = verbs.add_parser("link")
     linked.add_argument("--ranks", type=int, default=2)
     linked.add_argument("--host", help="as for mpirun, such as node1,node2")

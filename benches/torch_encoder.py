@@ -2,7 +2,8 @@
 
     python benches/torch_encoder.py --net resnet18 --width 64 --batch 64 --size 32 --threads 2 --form simclr
 
-Needs torch and torchvision, and timm for ConvNeXt and vision transformers. Run it directly before or after `pauc-cli bench`, and quote the ratio of medians.
+Needs torch and torchvision, and timm for ConvNeXt and vision transformers. Run it directly before or after
+`pauc-cli bench`, and quote the ratio of medians.
 """
 
 import argparse
@@ -32,8 +33,8 @@ def arguments():
     parser.add_argument("--layout", default="both", choices=["both", "nchw", "nhwc"])
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda:0 and so on")
-    parser.add_argument("--precision", default="f32", choices=["f32", "tf32", "bf16"], help="tf32 on a GPU; bf16 is autocast")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--precision", default="f32", choices=["f32", "tf32", "bf16"], help="tf32 needs a GPU; bf16: autocast")
+    parser.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     return parser
 
 

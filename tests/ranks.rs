@@ -237,7 +237,7 @@ fn a_request_to_one_rank_stops_all_after_the_same_step() {
     }
 }
 
-/// Is asked to stop at the start of one of the phases between steps, counted from 1.
+/// An observer that is asked to stop at the start of one of the phases between steps, which are counted from 1.
 struct StopsInPhase {
     phase: u64,
     begun: Cell<u64>,
@@ -258,7 +258,7 @@ impl Observer for StopsInPhase {
     }
 }
 
-/// The baselines, the first clusterings and the probes each are a phase.
+/// The baselines, the first clusterings and the probes are a phase each.
 #[test]
 fn a_request_to_one_rank_ends_a_phase_on_all() {
     let recipe = root().join("recipes/fashion-mini/pauc.ron");
@@ -278,7 +278,7 @@ fn a_request_to_one_rank_ends_a_phase_on_all() {
         assert!(endings.into_iter().all(|ending| ending == Ending::Interrupted), "phase {phase}");
         let figures = only_run(&out).join("figures");
         let drawn = std::fs::read_dir(figures).map_or(0, |files| files.count());
-        assert_eq!(drawn, 0, "phase {phase}: rank 0 draws figures, although a rank was asked to stop");
+        assert_eq!(drawn, 0, "phase {phase}: rank 0 draws figures although a rank was asked to stop");
         assert_same(&format!("phase {phase}"), &training.trained_on(2, &out), &alone);
     }
 }

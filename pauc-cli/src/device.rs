@@ -19,7 +19,7 @@ fn parse(name: &str) -> Result<Name, Failure> {
         other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
     };
     number.map(Name::Cuda).ok_or_else(|| {
-        Failure::new(2, format!("error: unknown device `{name}`; expected cpu, cuda:0, cuda:1, …"))
+        Failure::new(2, format!("error: unknown device `{name}`; expected cpu, cuda, cuda:0, cuda:1, …"))
     })
 }
 
@@ -45,8 +45,8 @@ pub fn check(name: &str) -> Result<(), Failure> {
     }
 }
 
-/// Returns the device of one of several ranks of this machine. With `cuda`, each has a GPU of its own, as far as there are
-/// enough.
+/// Returns the device of a rank, given its number on this machine. With `cuda`, each rank has a GPU of its own, if
+/// there are enough of them.
 pub fn of_rank(name: &str, local_rank: usize) -> String {
     if name != "cuda" {
         return name.into();
@@ -55,12 +55,12 @@ pub fn of_rank(name: &str, local_rank: usize) -> String {
     format!("cuda:{}", local_rank % count)
 }
 
-/// What distinguishes a device from others.
+/// What tells a device from others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// The model, on which the rounding of results depends.
     pub model: String,
-    /// A number that no other GPU has; empty for a CPU.
+    /// The UUID of a GPU; empty for a CPU.
     pub unique: Vec<u8>,
 }
 
@@ -72,7 +72,7 @@ pub fn identity(name: &str) -> Result<Identity, Failure> {
     }
 }
 
-/// Warns that the GPUs of several ranks cannot exchange numbers directly, if they cannot.
+/// Warns if the GPUs of several ranks cannot exchange numbers directly.
 pub fn warn_of_missing_transfers() {
     cuda::warn_of_missing_transfers();
 }
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_ranks_without_a_number_have_devices_of_their_own() {
+    fn ranks_have_devices_of_their_own_unless_a_number_is_given() {
         assert_eq!((of_rank("cpu", 3), of_rank("cuda:2", 3)), ("cpu".into(), "cuda:2".into()));
         let count = cuda_devices().usable.len().max(1);
         assert_eq!(of_rank("cuda", 5), format!("cuda:{}", 5 % count));

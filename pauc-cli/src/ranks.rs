@@ -153,7 +153,7 @@ pub fn launcher(command: &Command) -> Result<Option<Launcher>, Failure> {
             }
             Ok(several)
         }
-        // This verb needs no other rank. But tasks that do not know of each other would all write the same files.
+        // This verb needs no other rank, but tasks that cannot find each other would all write the same files.
         Err(e) if command.part() == Part::First => match e {
             LauncherError::SlurmWithoutPmi(_) if !command.only_prints() => Err(refused(&e)),
             _ => Ok(None),
@@ -259,7 +259,7 @@ impl Ranks {
         Ok(own)
     }
 
-    /// Returns the device on which to continue a run that rank 0 began on this one.
+    /// Returns the device on which this rank continues a run that rank 0 began on the device `name`.
     pub fn device_of_run(&self, name: &str) -> String {
         let each_has_its_own = self.are_several() && name.starts_with("cuda");
         if each_has_its_own { "cuda".into() } else { name.into() }
@@ -275,13 +275,15 @@ impl Ranks {
         Ok(plan.with_communicator(communicator))
     }
 
-    /// Checks that several ranks work on the CPU, for a verb that cannot use several GPUs.
+    /// Checks that several ranks use the CPU, for a verb that cannot use several GPUs.
     ///
     /// # Errors
-    /// If they do not.
+    /// If there are several ranks, and the device is not the CPU.
     pub fn check_device(&self, device: &str) -> Result<(), Failure> {
         if self.are_several() && device != "cpu" {
-            let message = "error: several ranks work on the CPU only: use `--device cpu`, or start one rank";
+            let message = format!(
+                "error: several ranks cannot cluster on {device}: use `--device cpu`, or start one rank"
+            );
             return Err(Failure::new(2, message));
         }
         Ok(())
@@ -382,7 +384,7 @@ impl Ranks {
         Ok(())
     }
 
-    /// Lets the ranks work together on a run that was opened again, after they have compared it.
+    /// Compares a saved run between the ranks, and then lets them work on it together.
     ///
     /// # Errors
     /// If a rank has failed, or something differs.
@@ -400,7 +402,7 @@ impl Ranks {
         if self.are_several() {
             self.make_known(None)?;
             let Identity { model, unique } = self.device.borrow().clone();
-            let remedy = "devices of different models round differently; use equal ones, or `--device cpu`";
+            let remedy = "devices of different models round differently; use one model, or `--device cpu`";
             let device = Fact { name: "device", value: model, remedy };
             self.agree(std::iter::once(device).chain(facts()).collect())?;
             self.warn_of_shared_gpus(&unique)?;

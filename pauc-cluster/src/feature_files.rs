@@ -96,10 +96,10 @@ impl Matrix {
         }
     }
 
-    /// Leaves out all rows but these.
+    /// Keeps only the rows in this range.
     ///
     /// # Panics
-    /// If there are no such rows.
+    /// If the range exceeds the rows.
     pub fn keep(&mut self, rows: Range<usize>) {
         let kept = rows.start * self.cols..rows.end * self.cols;
         match &mut self.values {

@@ -2,8 +2,8 @@
 //! inverted file), or the neighbors of its current prototype (a graph), as in approximate nearest-neighbor
 //! search.
 //!
-//! Rows are read sequentially, so they may be a mapped file larger than memory. Each rank searches its own. If the run
-//! is asked to stop, the remaining rows are skipped: callers have to call [`stop::check`].
+//! Rows are read sequentially, so they may be a mapped file larger than memory. Each rank searches its own rows. If
+//! the run is asked to stop, the remaining rows are skipped, so callers have to call [`stop::check`].
 
 use crate::lloyd::Members;
 use crate::on_ranks::Rows;
@@ -66,7 +66,7 @@ impl<'a> InvertedFile<'a> {
         InvertedFile { rows: rows.clone(), width, cells }
     }
 
-    /// Returns the nearest cell of each row, on all ranks.
+    /// Returns the nearest cell of each row, including the rows of other ranks.
     ///
     /// # Errors
     /// If another rank has failed.
@@ -258,7 +258,7 @@ impl Sums {
     /// If another rank has failed.
     pub fn follow(&mut self, rows: &Rows<'_>, before: &[u32], after: &[u32]) -> Result<()> {
         let (own, range) = (rows.own(), rows.range());
-        // The rows of this process that leave each cluster or join it, in their order.
+        // For each cluster, the rows of this process that leave or join it, in order.
         let mut moves: Vec<Vec<(usize, f64)>> = vec![Vec::new(); self.counts.len()];
         for (i, (from, to)) in before.iter().zip(after).enumerate().filter(|(_, (from, to))| from != to) {
             self.counts[*from as usize] -= 1;
@@ -383,7 +383,7 @@ pub fn step(rows: &Rows<'_>, centroids: &[f32], lists: &[Vec<u32>], labels: &mut
     Ok(Pass { objective, reassigned })
 }
 
-/// Returns the sum of the squared distances of all rows: cluster by cluster, in parts of so many rows.
+/// Returns the sum of the squared distances of all rows, in parts of `part` rows, cluster by cluster in each.
 fn sum_of_clusters(labels: &[u32], sq_dist: &[f32], k: usize, part: usize) -> f64 {
     let mut sum = 0.0;
     for (labels, sq_dist) in labels.chunks(part).zip(sq_dist.chunks(part)) {

@@ -225,7 +225,7 @@ impl LevelFit<'_> {
         Ok(Clustering { k, dim, centroids, assignments, report })
     }
 
-    /// Returns the samples to fit to, row-major, as far as this process holds them; `None` means all.
+    /// Returns those samples to fit to that this process holds, row-major. `None`: the fit uses all samples.
     fn subset(&self) -> Option<Vec<f32>> {
         let size = self.options.max_points_per_centroid?.get().saturating_mul(self.k);
         let n = self.rows.len();

@@ -1,8 +1,8 @@
 //! Rows that several ranks hold and search together.
 //!
-//! Each rank holds a share of the rows, and compares these with the centroids. Whatever is computed row by row is
-//! gathered. A sum over rows is passed from rank to rank, and each adds its rows to it, so that it has the bits of a
-//! single process.
+//! Each rank holds a share of the rows, and compares its rows with the centroids. Results for single rows are gathered.
+//! A sum over rows is passed from rank to rank, and each adds its own rows, so the sum has the bits of a single
+//! process.
 
 use crate::nearest::Nearest;
 use crate::seeding::{gather, lower_on_host};
@@ -15,13 +15,13 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// The most sums in a block that ranks pass on: 4 MiB.
+/// The most sums in a block that a rank passes on: 4 MiB.
 const PASSED: usize = 1 << 19;
 /// The number of blocks for each rank: with few, ranks wait for each other; with many, messages are short.
 const BLOCKS: usize = 4;
 
-/// Ranks that cluster together. Each fits the same clusterer to its share of the rows; the shares follow each other in
-/// the order of the ranks. The result has the bits of a single process.
+/// Ranks that cluster together. Each fits the same clusterer to its share of the rows. The shares are in the order of
+/// the ranks. The result has the bits of a single process.
 #[derive(Clone, Copy, Debug)]
 pub struct OnRanks<'a>(pub &'a dyn Communicator);
 
@@ -79,7 +79,7 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// The N rows of a fit, of which this process holds all, or its share.
+/// The N rows of a fit. This process holds all of them, or its share.
 #[derive(Clone, Debug)]
 pub struct Rows<'a> {
     own: RowsView<'a>,
@@ -89,7 +89,7 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// Creates rows from those that [`Clusterer::fit_checked`](pauc_traits::Clusterer::fit_checked) gets.
+    /// Creates rows from the arguments of [`Clusterer::fit_checked`](pauc_traits::Clusterer::fit_checked).
     ///
     /// # Errors
     /// If another rank has failed.
@@ -130,7 +130,7 @@ impl<'a> Rows<'a> {
         self.own
     }
 
-    /// Returns the numbers of the rows that this process holds.
+    /// Returns the range of row numbers that this process holds.
     pub fn range(&self) -> Range<usize> {
         let (rank, _) = self.shared.place();
         self.starts[rank]..self.starts[rank + 1]
@@ -146,7 +146,7 @@ impl<'a> Rows<'a> {
         self.shared.place().1 == 1
     }
 
-    /// Completes what this process has computed for its rows with what the others have for theirs.
+    /// Concatenates what all processes have computed for their rows, given the results of this one.
     ///
     /// # Errors
     /// If another rank has failed.
@@ -154,7 +154,7 @@ impl<'a> Rows<'a> {
         self.shared.concatenate(own)
     }
 
-    /// Copies the rows with these numbers, in the given order, on every rank. All ranks ask for the same.
+    /// Copies the rows with these numbers, in the given order, to every rank. All ranks ask for the same rows.
     ///
     /// # Shapes
     /// M numbers below N → (M, D), row-major
@@ -178,12 +178,12 @@ impl<'a> Rows<'a> {
         Ok(all)
     }
 
-    /// Copies those of the rows with these numbers that this process holds, in the given order.
+    /// Copies the rows with these numbers, in the given order, but only those that this process holds.
     pub fn part(&self, chosen: &[u32]) -> Vec<f32> {
         gather(self.own, &within(&self.range(), chosen))
     }
 
-    /// Returns all rows, which takes the memory of all of them on each rank.
+    /// Returns all rows. Each rank then needs the memory of all of them.
     ///
     /// # Shapes
     /// → (N, D), row-major
@@ -200,8 +200,8 @@ impl<'a> Rows<'a> {
     /// Adds rows to the sums of K clusters: first those of rank 0, then those of rank 1, and so on. `add` adds the rows
     /// of this rank to the sum of one cluster, in their order.
     ///
-    /// Each rank continues the sums of the rank before it. They pass on a block of clusters at a time, so that all work
-    /// at once. Complete blocks travel once more from rank to rank.
+    /// Each rank continues the sums of the rank before it. Ranks pass on one block of clusters at a time, so all ranks
+    /// work at once. Complete blocks travel once more from rank to rank.
     ///
     /// # Shapes
     /// sums (K, D), row-major, the same on all ranks
@@ -264,7 +264,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Returns which of these numbers are in a range, counted from its start.
+/// Returns the chosen numbers that are in a range, relative to its start.
 fn within(range: &Range<usize>, chosen: &[u32]) -> Vec<u32> {
     let own = chosen.iter().filter(|i| range.contains(&(**i as usize)));
     own.map(|i| i - range.start as u32).collect()

@@ -29,9 +29,9 @@ pub enum Error {
         message: String,
     },
     /// NCCL reported an error.
-    #[error("NCCL: {operation}: {message}")]
+    #[error("NCCL: {operation}: {message}; NCCL_DEBUG=WARN makes it say more")]
     Peers {
-        /// What was to be done.
+        /// The operation that failed, such as `sending`.
         operation: &'static str,
         /// NCCL's message.
         message: String,

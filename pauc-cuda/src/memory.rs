@@ -218,7 +218,7 @@ impl<'a> ViewMut<'a> {
         ViewMut { address, len, owner: PhantomData }
     }
 
-    /// Divides the elements before and from `at` on.
+    /// Splits the view into the elements before `at` and those from `at` on.
     pub(crate) fn split_at(self, at: usize) -> (ViewMut<'a>, ViewMut<'a>) {
         let [first, rest] = [self.as_view().part(0, at), self.as_view().part(at, self.len)];
         let of = |View { address, len, .. }: View<'_>| ViewMut { address, len, owner: PhantomData };

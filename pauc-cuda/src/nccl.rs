@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::rc::Rc;
 
-/// What rank 0 makes, and all ranks of a group need to connect.
+/// The id of a group. Rank 0 creates it, and all ranks need it to connect.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UniqueId(pub [u8; 128]);
@@ -73,7 +73,7 @@ impl Functions {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: NCCL returns a text that is never freed, for any number.
+        // SAFETY: for any status, NCCL returns a text that is never freed.
         let text = unsafe { CStr::from_ptr((self.error_text)(status)) };
         Err(Error::Peers { operation, message: text.to_string_lossy().into_owned() })
     }
@@ -84,7 +84,7 @@ pub fn is_available() -> bool {
     Functions::load().is_ok()
 }
 
-/// Returns an id for a new group. Rank 0 calls this, and sends it to the others.
+/// Returns the id of a new group. Rank 0 calls this, and sends the id to the other ranks.
 ///
 /// # Errors
 /// If NCCL is missing or fails.
@@ -96,9 +96,10 @@ pub fn unique_id() -> Result<UniqueId> {
     Ok(id)
 }
 
-/// A group of GPUs, one for each rank. All ranks call the same operations in the same order. They run on the device's stream.
+/// A group of GPUs, one for each rank. All ranks call the same operations in the same order. The operations run on the
+/// device's stream.
 ///
-/// Dropping it does not wait for the other ranks: NCCL's memory is freed when the process ends.
+/// Dropping a group does not wait for the other ranks. NCCL's memory is freed when the process ends.
 #[derive(Debug)]
 pub struct Peers {
     on: Rc<Context>,

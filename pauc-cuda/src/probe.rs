@@ -98,7 +98,7 @@ fn describe(number: usize) -> Result<Gpu, Error> {
     Ok(Gpu { number, name, memory, capability })
 }
 
-/// Returns a number that no other GPU has, on any machine.
+/// Returns the GPU's UUID: no other GPU has it, on any machine.
 ///
 /// # Errors
 /// If the driver fails.

@@ -30,7 +30,7 @@ pub enum CommunicationError {
         /// The library's message.
         message: String,
     },
-    /// A rank was asked to stop, which all ranks know.
+    /// A rank was asked to stop, and all ranks know it.
     #[error("the ranks were asked to stop")]
     Stopped,
     /// MPI was called by another thread than the one that started it.

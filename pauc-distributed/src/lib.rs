@@ -66,7 +66,7 @@ pub trait Communicator: Send + Sync + std::fmt::Debug {
     /// If the lengths do not fit, or another rank has failed.
     fn exchange(&self, to_each: &[u8], from_each: &mut [u8]) -> Result<()>;
 
-    /// Sends bytes to the next rank, and receives those of the rank before it. Rank 0 is the next of the last.
+    /// Sends bytes to the next rank, and receives those of the previous rank. Rank 0 follows the last rank.
     ///
     /// # Shapes
     /// `to_next` and `from_previous`: n bytes, the same n on all ranks

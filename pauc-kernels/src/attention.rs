@@ -1,8 +1,9 @@
 //! A residual branch of attention on the tokens of each image: y = x + f·s·(W·A(x) + b), where A(x) has
 //! softmax(q·kᵀ/√d)·v of each head, and q, k and v are linear in LN(x).
 //!
-//! An image passes through all layers before the next one. A tile of queries has its logits for all keys in a cache;
-//! those of all queries are never in memory. The backward pass computes them again.
+//! An image passes through all layers before the next image does. Logits are computed for one tile of queries and all
+//! keys at a time, which fit into a cache. Those of all queries are never in memory together, and the backward pass
+//! computes them again.
 //! Sums over images are taken in order, so results do not depend on the number of threads.
 
 use crate::buffer::{Buffer, scratch};
@@ -90,7 +91,7 @@ impl Shape {
         let image = tokens * width;
         assert!(
             image > 0 && values.is_multiple_of(image),
-            "{values} values are no images of {tokens} × {width}"
+            "{values} values are not a whole number of images of {tokens} × {width}"
         );
         assert!(heads > 0 && width.is_multiple_of(heads), "{heads} heads of {width}");
         assert_eq!(w.norm.map(<[f32]>::len), [width; 2], "vectors of width {width}");
@@ -113,7 +114,7 @@ impl Shape {
         self.images * self.tokens
     }
 
-    /// Returns the values of an image whose rows have `width` values.
+    /// Returns the range of an image's values, if its rows have `width` values.
     fn of_image(&self, i: usize, width: usize) -> std::ops::Range<usize> {
         i * self.tokens * width..(i + 1) * self.tokens * width
     }

@@ -28,7 +28,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// Returns the outputs of the first layer for each input of the second one.
+    /// Returns how many outputs of the first layer make one input of the second.
     fn inputs(self) -> usize {
         match self {
             Activation::Gelu => 1,
@@ -42,8 +42,8 @@ impl Activation {
 pub struct Weights<'a> {
     /// γ and β of the normalization, (width) each.
     pub norm: [&'a [f32]; 2],
-    /// Weight (joined, width) and bias (joined) of the first layer. `joined` is the hidden width, or with SwiGLU twice
-    /// that.
+    /// Weight (joined, width) and bias (joined) of the first layer. `joined` is the hidden width, or twice that
+    /// with SwiGLU.
     pub fc1: [&'a [f32]; 2],
     /// The function between the layers.
     pub activation: Activation,

@@ -1,7 +1,8 @@
 //! Products with a matrix that is packed once for many portions of rows.
 //!
-//! A packed matrix B lies in panels of columns for the microkernel, a block of the sum after the other, so that a block
-//! of a panel stays in the nearest cache while the rows of A pass. Everything runs on the calling thread unless stated.
+//! A packed matrix B lies in panels of columns for the microkernel, one block of the sum after the other. So a block of
+//! a panel stays in the nearest cache while the rows of A pass. Functions run on the calling thread, unless they say
+//! otherwise.
 
 use crate::buffer::{Buffer, scratch};
 use crate::microkernel::{Operands, Panel, Tap};

@@ -10,13 +10,13 @@ pub struct Output<'a> {
     pub weight: &'a [f32],
     /// The bias, (width).
     pub bias: &'a [f32],
-    /// The factor on each channel, (width); 1 without.
+    /// The factor on each channel, (width); `None` means 1.
     pub scale: Option<&'a [f32]>,
-    /// Factors on what the branch adds to each image, for stochastic depth; 1 without.
+    /// Factors on what the branch adds to each image, for stochastic depth; `None` means 1.
     pub paths: Option<Paths<'a>>,
 }
 
-/// A factor on all rows of an image.
+/// Factors on the rows of each image.
 #[derive(Clone, Copy, Debug)]
 pub struct Paths<'a> {
     /// One for each image.
@@ -60,7 +60,7 @@ impl Output<'_> {
         assert_eq!(self.weight.len(), width * inputs, "a matrix of {width} × {inputs}");
         assert!(self.scale.is_none_or(|scale| scale.len() == width), "a factor for each of {width} channels");
         let images = self.paths.is_none_or(|p| p.factors.len() * p.rows == rows);
-        assert!(images, "factors for another number of images");
+        assert!(images, "the number of factors is not that of images");
     }
 
     /// y ← x + f·s·(a·Wᵀ + b), where `packed` is Wᵀ and the first row has the number `first`. On this thread.

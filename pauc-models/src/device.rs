@@ -20,7 +20,7 @@ use std::time::Instant;
 /// A parameter in an optimizer step: its values, its gradient, and the optimizer's buffers.
 pub type Moving<'a, B, const N: usize> = (&'a mut B, &'a B, [&'a mut B; N]);
 
-/// A function that gathers messages of all ranks.
+/// A function that gathers the messages of all ranks.
 pub type GatherMessages<'a> = dyn Fn(&[u8]) -> Result<Vec<Vec<u8>>> + 'a;
 
 /// As [`NetworkDevice::images`], with normalization on the host.
@@ -48,8 +48,9 @@ pub trait NetworkDevice: Compute {
     /// Direct connections to the devices of the other ranks.
     type Peers: std::fmt::Debug;
 
-    /// Connects the devices of all ranks, or of none. By default, there are no direct connections, and numbers pass through
-    /// the memory of the host. `gather` returns the messages of all ranks, in their order, given that of this `rank`.
+    /// Connects the devices of all ranks directly, or returns `None` on all ranks, as by default. Without connections,
+    /// numbers pass through the memory of the host. `gather` returns the messages of all ranks, in their order, given
+    /// that of this `rank`.
     ///
     /// # Errors
     /// Those of `gather`, or if the device fails.

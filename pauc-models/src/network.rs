@@ -25,7 +25,7 @@ pub struct Network<D: NetworkDevice> {
     others: Vec<(Slot, Box<dyn Encoder<D>>)>,
     projector: Box<dyn Head<D>>,
     predictor: Option<Box<dyn Head<D>>>,
-    /// For each shard of a pass of several, the parameters with gradients of its own; see
+    /// For each of several shards that pass together, parameters with gradients of its own; see
     /// [`Network::forward_shards`].
     shards: Vec<Vec<Param<D>>>,
 }

@@ -109,8 +109,9 @@ fn pass(parts: (&str, &str), sizes: &[ImageShape], way: Way, mut rounding: Pertu
     found
 }
 
-/// Asserts that shards that are normalized together give what the whole batch gives, up to rounding: weights and images
-/// that are perturbed by six deviations of a layer's rounding, up or down at random, show how far it propagates.
+/// Asserts that shards that are normalized together give the results of the whole batch, up to rounding. To show how
+/// far rounding propagates, weights and images are perturbed by six deviations of a layer's rounding, up or down at
+/// random.
 fn assert_equal_to_the_batch(parts: (&str, &str), sizes: &[ImageShape]) {
     // Inner products of up to 600 terms; see `of_layer` in the tests of CUDA.
     let unit = (600f64 / 6.0).sqrt() * UNIT_F32;

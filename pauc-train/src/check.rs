@@ -216,7 +216,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Checks that synchronized batch statistics have something to synchronize, and all activations.
+    /// Checks that there are shards whose batch statistics can be synchronized, and that all activations are kept.
     fn synced_statistics(&mut self) {
         let train = &self.recipe.train;
         if train.batch_norm == BatchNormStatistics::PerShard {
@@ -226,7 +226,7 @@ impl<'a> Checker<'a> {
             let message =
                 "`batch_norm: Synced` joins the statistics of shards, but a batch has no shards".to_string();
             let help = "write `shards: 4`, or leave `batch_norm` out: without shards, the statistics are those of the \
-                batch anyway";
+                whole batch anyway";
             self.error("E0228", "train.batch_norm", message, help);
         }
         if let Some(part) = train.micro_batch {
@@ -235,7 +235,7 @@ impl<'a> Checker<'a> {
                 "E0228",
                 "train.micro_batch",
                 message,
-                "leave `micro_batch` out; more ranks need less memory each",
+                "leave `micro_batch` out; to save memory, use more ranks",
             );
         }
     }

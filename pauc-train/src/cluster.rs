@@ -65,8 +65,8 @@ pub struct FittedLevel {
     pub metrics: Vec<Metric>,
 }
 
-/// Clusters the features in a file on a device, and measures the result. Of several ranks, each keeps its share of the
-/// rows, and clusters on the host.
+/// Clusters the features in a file on a device, and measures the result. If there are several ranks, each keeps its
+/// share of the rows, and they cluster on the host.
 ///
 /// # Errors
 /// If a file is missing or damaged, a feature is NaN or infinite, the clusterer does not accept this number of samples,
@@ -116,7 +116,7 @@ pub fn fit<D: Compute>(device: &D, clusterer: &Configured<kind::Clusterer>, job:
     Ok(Fitted { rows: n, cols, seconds, levels })
 }
 
-/// Leaves this rank's share of the rows, after a comparison with the rows of other ranks.
+/// Keeps this rank's share of the rows, after comparing their shape with that on other ranks.
 fn keep_share(matrix: &mut Matrix, job: &Job<'_>) -> Result<()> {
     let RowsView { rows: n, cols, .. } = matrix.rows();
     if job.ranks.size() == 1 {

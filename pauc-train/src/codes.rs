@@ -91,7 +91,7 @@ codes! {
     "E0227" "the shards do not fit the batch"
     "`train.shards` divides a batch into equal parts, so it has to divide `train.batch`. It is a power of two, because the gradients of the shards are summed in a binary tree."
     "E0228" "batch statistics cannot be synchronized"
-    "`train.batch_norm: Synced` makes the batch statistics of shards those of the whole batch, so it needs `train.shards`. All activations of a batch are kept until the backward pass, so `micro_batch` cannot divide the shards."
+    "With `train.batch_norm: Synced`, shards share the statistics of the whole batch, so it needs `train.shards`. All activations of a batch are kept until the backward pass, so it does not work with `micro_batch`."
     "E0401" "a sweep without values, or with lists of different lengths"
     "`over` lists paths with their values. With `combine: Zip`, the first run has the first value of every path, the second run the second: all lists must have the same length. `combine: Grid` combines every value with every other."
     "E0402" "random values without `combine: Random`"

@@ -28,8 +28,8 @@ pub(crate) fn is_due<D: NetworkDevice>(plan: &Plan, state: &TrainState<D>) -> bo
     state.last_clustering.is_none_or(|last| step >= last + clusterer.every().steps(horizon).max(1))
 }
 
-/// Clusters the training set's embeddings through the momentum network, and reports the clustering. Of several ranks,
-/// each holds the embeddings of its share of the images, unless the device clusters.
+/// Clusters the training set's embeddings through the momentum network, and reports the clustering. On several ranks,
+/// each holds the embeddings of its share of the images, or of all images if the device clusters.
 pub(crate) fn cluster<D: NetworkDevice>(
     device: &D,
     plan: &Plan,

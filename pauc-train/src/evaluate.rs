@@ -65,13 +65,13 @@ impl Embedded {
     }
 }
 
-/// Returns the chunks of images that a rank embeds, of so many.
+/// Returns which of the `chunks` chunks of images this rank embeds.
 fn own_chunks(phase: &Phase, chunks: usize) -> Range<usize> {
     ranks::share(chunks, phase.rank(), phase.size())
 }
 
-/// Calls `each` with one view of every image of a split and the number of images, chunk by chunk. Of several ranks, each
-/// takes its share of the chunks, in order. Random views are those of a seed and an epoch.
+/// Calls `each` with one view of every image of a split and the number of images, chunk by chunk. On several ranks,
+/// each takes its share of the chunks, in order. Random views are those of a seed and an epoch.
 fn chunks(
     phase: &Phase,
     view: &ViewPipeline,
@@ -112,8 +112,8 @@ pub fn embed<D: NetworkDevice>(
     embed_epoch(network, view, source, 0, 0)
 }
 
-/// Does the same as [`embed`] on several ranks together. Each passes its share of the images through its network, which
-/// has the same parameters on all. The result is on rank 0; the others get `None`.
+/// As [`embed`], but several ranks share the images. Each passes its share through its network, whose parameters are
+/// the same on all ranks. Rank 0 gets the result; the others get `None`.
 ///
 /// # Errors
 /// As [`embed`], on all ranks, or if another rank has failed.
@@ -130,8 +130,8 @@ pub(crate) fn embed_on_first<D: NetworkDevice>(
     Ok(both.map(|(features, embeddings)| Embedded { features, feature_dim, embeddings, dim }))
 }
 
-/// Returns the unit embeddings of a split, without the features. Of several ranks, each gets those of its share of the
-/// images, in the order of ranks; or all, if `everywhere`.
+/// Returns the unit embeddings of a split, without the features. On several ranks, each gets those of its share of the
+/// images, or all of them if `everywhere`. The shares are in the order of the ranks.
 ///
 /// # Errors
 /// As [`embed`], on all ranks, or if another rank has failed.

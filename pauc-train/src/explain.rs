@@ -220,7 +220,7 @@ fn shards<D: NetworkDevice>(out: &mut String, plan: &Plan, network: &mut Network
     };
     let _ = writeln!(out, "shards     {count} of {images} images; {kept}");
     if synced {
-        let _ = writeln!(out, "{:<10} batch normalization takes the statistics of all of them", "");
+        let _ = writeln!(out, "{:<10} batch normalization takes its statistics over all of them", "");
     } else if plan.recipe.momentum_encoder.is_some() && !network.followed_statistics().is_empty() {
         let _ = writeln!(out, "{:<10} those of the momentum encoder are of a random order of the batch", "");
     }

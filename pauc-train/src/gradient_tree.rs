@@ -25,7 +25,7 @@ pub(crate) struct GradientTree<D: NetworkDevice> {
     subtrees: Vec<Option<Gradients<D>>>,
     /// Memory for reuse.
     spare: Vec<Gradients<D>>,
-    /// The connections between the devices of the ranks, once they were tried; `None` if there are none.
+    /// Connections between the devices of the ranks: `None` before they are tried, `Some(None)` if there are none.
     peers: Option<Option<D::Peers>>,
 }
 

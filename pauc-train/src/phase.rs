@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 /// The interval at which ranks that compute for long tell each other of requests.
 const INTERVAL: Duration = Duration::from_millis(400);
 
-/// What rank 0 tells the others when its work is done.
+/// The value that rank 0 tells the others when its work is done.
 const DONE: u64 = 1;
-/// What it tells before.
+/// The value that it tells them before.
 const WORKING: u64 = 0;
 
 /// The ranks during a phase. As a communicator, it ends with [`CommunicationError::Stopped`] on all ranks once one of them
@@ -65,8 +65,8 @@ impl Phase {
         self.ranks.size() > 1
     }
 
-    /// Ends the phase if a rank was asked to stop. A phase calls this before it changes what a checkpoint holds, and
-    /// looks at no request afterwards.
+    /// Ends the phase if a rank was asked to stop. A phase calls this before it changes anything that a checkpoint
+    /// holds. After that, it ignores requests.
     ///
     /// # Errors
     /// [`Error::Stopped`], on all ranks, or if another rank has failed.
@@ -84,8 +84,8 @@ impl Phase {
         Ok(words)
     }
 
-    /// Does what [`agree`](Self::agree) does, in some of the calls: about as often as [`INTERVAL`] says. All ranks call
-    /// this the same number of times, before equal pieces of work.
+    /// As [`agree`](Self::agree), but only in some of the calls: about once per [`INTERVAL`]. All ranks call this the
+    /// same number of times, before equal pieces of work.
     ///
     /// # Errors
     /// As [`agree`](Self::agree).
@@ -95,14 +95,14 @@ impl Phase {
             return stop::check();
         }
         let words = self.tell(pace.began.elapsed().as_micros() as u64)?;
-        // All ranks know the same times, so they meet again after the same number of calls.
+        // All ranks compute this from the same times, so they meet again after the same number of calls.
         let slowest = words.iter().map(|word| word.value).max().unwrap_or(0).max(1);
         let fitting = INTERVAL.as_micros() as u64 * pace.every / slowest;
         *pace = Pace { every: fitting.clamp(1, 2 * pace.every), calls: 0, began: Instant::now() };
         Ok(())
     }
 
-    /// Ends the phase on this rank. If it has stopped without the others, tells them.
+    /// Ends the phase on this rank. If this rank has stopped before the others, tells them.
     ///
     /// # Errors
     /// That of `result`, or if another rank has failed.
@@ -114,8 +114,8 @@ impl Phase {
         result
     }
 
-    /// Does work on rank 0, and returns its result on all ranks. While it works, a request to any other rank ends it as
-    /// soon as it looks, on the thread that has called this.
+    /// Does work on rank 0, and returns its result on all ranks. A request to another rank ends the work as soon as it
+    /// calls [`stop::check`] on the thread that has called this.
     ///
     /// # Errors
     /// As [`ranks::from_first`].
@@ -139,14 +139,14 @@ impl Phase {
         result
     }
 
-    /// Returns what rank 0 does when it looks at requests: from time to time, it asks the others, which wait for it.
+    /// Returns what rank 0 does when it checks for requests: from time to time, it asks the others, which wait for it.
     fn look(&self) -> impl Fn() + 'static {
         let (ranks, flag, last) = (self.ranks.clone(), stop::flag(), Cell::new(Instant::now()));
         move || {
             if last.get().elapsed() < INTERVAL {
                 return;
             }
-            // The next operation reports a rank that has failed.
+            // If a rank has failed, the next operation reports it.
             let words = tell(&*ranks, Word { stop: flag.is_set(), value: WORKING });
             if words.is_ok_and(|words| is_stop(&words)) {
                 flag.set();
@@ -187,7 +187,7 @@ impl Phase {
     }
 }
 
-/// How often equal pieces of work look at requests to other ranks.
+/// How often ranks tell each other of requests during equal pieces of work.
 pub(crate) struct Pace {
     every: u64,
     calls: u64,

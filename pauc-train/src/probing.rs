@@ -35,7 +35,7 @@ impl EmbeddedSplits {
         Self::new(plan, |source| evaluate::embed(&mut state.network, &plan.evaluation, source))
     }
 
-    /// Does the same on several ranks together. The result is on rank 0.
+    /// As [`EmbeddedSplits::online`], but several ranks share the images. Rank 0 gets the result.
     fn online_on_first<D: NetworkDevice>(
         phase: &Phase,
         plan: &Plan,
@@ -60,7 +60,7 @@ impl EmbeddedSplits {
     }
 }
 
-/// What probes measured, and the splits that they read; `None` if no probe was due, or another rank has them.
+/// What probes measured, and the splits that they read: `None` if no probe was due, or if another rank has them.
 #[derive(Default)]
 pub(crate) struct Probed {
     pub metrics: Vec<Metric>,

@@ -26,7 +26,7 @@ impl<D: Compute> Prototypes<D> {
     /// Clusters unit embeddings and computes concentrations with the temperature of a step.
     ///
     /// # Shapes
-    /// embeddings (N, D), unit rows, on the host; of several ranks, the share of this one
+    /// embeddings (N, D), unit rows, on the host; on several ranks, the share of this rank
     ///
     /// # Errors
     /// As [`Clusterer::fit`].

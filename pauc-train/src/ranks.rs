@@ -152,7 +152,7 @@ impl<D: NetworkDevice> Recording<D> {
         Ok(Recording { statistics, before })
     }
 
-    /// A record of a pass that moves the running statistics by the moments of all ranks itself.
+    /// Creates an empty record, for a pass that itself moves the running statistics by the moments of all ranks.
     pub fn of_synced() -> Self {
         Recording { statistics: Vec::new(), before: Vec::new() }
     }

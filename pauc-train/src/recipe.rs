@@ -165,10 +165,10 @@ component! {
 /// The images over which batch normalization takes its statistics, if a batch has shards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BatchNormStatistics {
-    /// Those of a shard.
+    /// The images of a shard.
     #[default]
     PerShard,
-    /// All of the batch.
+    /// All images of the batch.
     Synced,
 }
 
@@ -187,9 +187,9 @@ component! {
         /// Terms see the whole batch.
         #[added_in("0.3")]
         pub shards: Count = Count::lit(1),
-        /// The images over which batch normalization takes its statistics, with `shards`: PerShard, or Synced, which takes
-        /// those of the whole batch, so that the shards do not change the result except for rounding. The activations
-        /// of all shards are then kept.
+        /// The images over which batch normalization takes its statistics, with `shards`: those of a shard (PerShard)
+        /// or of the whole batch (Synced). With Synced, the shards change the result only by rounding, and the
+        /// activations of all of them are kept.
         #[added_in("0.3")]
         pub batch_norm: BatchNormStatistics = BatchNormStatistics::PerShard,
         /// Batches whose gradients are averaged for one optimizer step. Terms see one batch at a time, so

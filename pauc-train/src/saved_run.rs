@@ -166,8 +166,8 @@ impl SavedRun {
         Ok(state)
     }
 
-    /// Embeds a split, in its own order. Also returns the step of the checkpoint. The ranks of the plan share the images;
-    /// the result is on rank 0.
+    /// Embeds a split, in its own order. Also returns the step of the checkpoint. The ranks of the plan share the
+    /// images. Rank 0 gets the result; the others get `None`.
     ///
     /// # Errors
     /// If the checkpoint does not belong to the run, an image cannot be read, or the device or another rank fails.

@@ -77,7 +77,7 @@ pub(crate) struct StepBatch<'a> {
     pub place: BatchPlace,
     pub clock: Clock,
     pub reads: Reads,
-    /// The shards of this rank; a single one of all its rows if they are normalized together.
+    /// The shards of this rank. If they are normalized together, a single shard with all its rows.
     pub shards: Vec<Shard>,
     /// The shards that are normalized together with those of the other ranks, if batch normalization is synchronized.
     pub synced: Option<ShardGroup>,
@@ -186,8 +186,8 @@ pub(crate) fn syncs_statistics<D: NetworkDevice>(plan: &Plan, network: &Network<
     plan.recipe.train.batch_norm == BatchNormStatistics::Synced && !network.statistics().is_empty()
 }
 
-/// Returns whether the shards of keys are of a random order of the batch. Without statistics of single shards, the order
-/// changes nothing.
+/// Returns whether the batch is shuffled before it is divided into the shards of keys. Without statistics of single
+/// shards, the order changes nothing.
 fn shuffles_keys<D: NetworkDevice>(plan: &Plan, momentum: &Network<D>) -> bool {
     !momentum.statistics().is_empty() && !syncs_statistics(plan, momentum)
 }

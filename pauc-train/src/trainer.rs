@@ -268,7 +268,7 @@ impl<'p, D: NetworkDevice> Trainer<'p, D> {
             }
         };
         if ending == Ending::Interrupted && self.plan.communicator.size() > 1 {
-            // Another rank may have been asked, but figures and the report have to be as short on this one.
+            // Another rank may have been asked to stop. This one then has to cut figures and the report short, too.
             stop::within(watch.stop_flag(), || stop::flag().set());
         }
         if self.saved_step != Some(self.state.step) {

@@ -92,10 +92,11 @@ pub trait ClustersOnDevice {
     /// If the device fails.
     fn rows<'a>(&'a self, rows: RowsView<'a>) -> Result<Option<Box<dyn RowsOnDevice + 'a>>>;
 
-    /// Returns the rank of this process among those that cluster together, and their number. By default it is alone.
+    /// Returns the rank of this process among those that cluster together, and their number. By default, the process is
+    /// alone.
     ///
-    /// If there are several, each passes its share of the rows to [`Clusterer::fit`]. The shares follow each other in the
-    /// order of ranks.
+    /// If there are several, each passes its share of the rows to [`Clusterer::fit`]. The shares are in the order of
+    /// the ranks.
     fn place(&self) -> (usize, usize) {
         (0, 1)
     }
@@ -108,8 +109,8 @@ pub trait ClustersOnDevice {
         Ok(vec![own.to_vec()])
     }
 
-    /// Sends bytes, as many on each of these processes, to the next one, and returns those of the one before. The first is
-    /// the next of the last.
+    /// Sends bytes to the next of these processes, and returns those of the previous one. All send equally many. The
+    /// first process follows the last.
     ///
     /// # Errors
     /// If another process has failed.
@@ -180,7 +181,7 @@ impl FitContext<'_> {
     }
 }
 
-/// A registered clusterer. Call [`fit`](Clusterer::fit); implement [`fit_checked`](Clusterer::fit_checked).
+/// A registered clusterer. Call [`fit`](Clusterer::fit), but implement [`fit_checked`](Clusterer::fit_checked).
 pub trait Clusterer: Component {
     /// Checks the rows, and clusters them once per level.
     ///

@@ -137,9 +137,9 @@ pub trait Encoder<D: Compute> {
     }
 
     /// As [`Encoder::forward`] with batch statistics, for several shards at once. The statistics are those of all shards of
-    /// the batch, also on other processes.
+    /// the batch, including those of other processes.
     ///
-    /// Each shard has its own `parameters`: those of [`Encoder::parameters`], or ones that share their values and
+    /// Each shard has its own `parameters`: those of [`Encoder::parameters`], or parameters that share their values but
     /// receive the gradient of this shard alone. Neither rows nor gradients depend on which shards pass together.
     ///
     /// # Shapes
@@ -155,7 +155,9 @@ pub trait Encoder<D: Compute> {
         parameters: &[Vec<Param<D>>],
     ) -> Result<Taped<(usize, usize), f32, D>> {
         let _ = (images, pass, shards, parameters);
-        Err(crate::Error::config("this encoder cannot normalize the shards of a batch together"))
+        Err(crate::Error::config(
+            "this encoder cannot normalize the shards of a batch together: leave `train.batch_norm` out",
+        ))
     }
 
     /// Returns the learnable parameters in a fixed order.

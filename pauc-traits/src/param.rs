@@ -80,7 +80,7 @@ impl<D: Compute> Param<D> {
         Ok(Param { name, shape: shape.to_vec(), role, cell: Rc::new(cell) })
     }
 
-    /// Returns a parameter that shares the values, and has a gradient of its own, which is zero.
+    /// Returns a parameter that shares the values but has a gradient of its own, which starts at zero.
     ///
     /// # Errors
     /// If the device fails.

@@ -7,16 +7,16 @@ use std::rc::Rc;
 /// Exchanges the sums of shards between the processes that pass a batch through a network together.
 pub trait ShardExchange: Debug {
     /// Returns the numbers of all shards of the batch, in order, given those of this process. All processes call it
-    /// in the same order. If one of them has failed, the result is meaningless, and [`ShardExchange::check`] an error.
+    /// in the same order. If one of them has failed, the result is meaningless, and [`ShardExchange::check`] fails.
     ///
     /// # Shapes
     /// n numbers for each shard of this process → n for each shard of the batch
     fn gather(&self, own: &[f64]) -> Vec<f64>;
 
-    /// Checks that all processes took part so far.
+    /// Checks that all processes have taken part in every exchange so far.
     ///
     /// # Errors
-    /// If not.
+    /// If one of them has failed.
     fn check(&self) -> crate::Result<()>;
 }
 

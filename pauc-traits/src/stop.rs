@@ -56,8 +56,8 @@ pub fn within<T>(flag: Option<Arc<AtomicBool>>, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Runs `work` such that [`check`], on this thread, first calls `look`. It may learn of requests that are made elsewhere,
-/// and [set](Flag::set) the flag.
+/// Runs `work` such that [`check`], on this thread, first calls `look`. `look` may learn of a request that was made
+/// elsewhere, and then [set](Flag::set) the flag.
 pub fn looking<T>(look: impl Fn() + 'static, work: impl FnOnce() -> T) -> T {
     /// Restores what was called before, also if `work` panics.
     struct Restore(Option<Rc<dyn Fn()>>);
@@ -148,7 +148,7 @@ impl Flag {
         within(self.0.clone(), work)
     }
 
-    /// Asks the run to stop, if there is a flag.
+    /// Asks the run to stop. Does nothing if there is no flag.
     pub fn set(&self) {
         if let Some(flag) = &self.0 {
             flag.store(true, Ordering::Relaxed);

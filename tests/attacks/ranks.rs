@@ -1,6 +1,6 @@
-//! One of several ranks is killed, panics, is asked to stop, cannot read an image, or finds the disk full, at a random
-//! moment: all ranks end, the message names the rank, no file is damaged, and the run that is resumed on another number of
-//! ranks has the files of an undisturbed one.
+//! At a random moment, one of several ranks is killed, panics, is asked to stop, cannot read an image, or finds the
+//! disk full. All ranks end, the message names the rank, and no file is damaged. Once resumed on another number of
+//! ranks, the run has the files of an undisturbed one.
 
 use crate::common::jobs::{on, output, ranks};
 use crate::common::{PATIENCE, pauc, processes};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 enum Fault {
     /// It gets this signal.
     Signal(&'static str),
-    /// It panics: the standard library does when the clock fails.
+    /// It panics, as the standard library does when the clock fails.
     Panic,
     /// It cannot read an image.
     Unreadable,
@@ -38,7 +38,7 @@ const FAULTS: [Fault; 8] = [
     Fault::Full,
 ];
 
-/// A run in four shards on images in files.
+/// A run with four shards on images in files.
 struct Job {
     launcher: Launcher,
     images: PathBuf,
@@ -125,7 +125,7 @@ impl Job {
             // The fault would have happened after the end.
             _ if code == 0 => {}
             Fault::Panic if !names_rank || !stderr.contains("panicked") => {
-                return Err(what("the panic is not told"));
+                return Err(what("the message does not tell of the panic"));
             }
             Fault::Unreadable if !names_rank || !stderr.contains(".png") => {
                 return Err(what("the image is not named"));
@@ -143,7 +143,7 @@ impl Job {
 struct Ended {
     code: i32,
     stderr: String,
-    /// When it told of the first error.
+    /// When it printed the first error.
     told: Option<Instant>,
 }
 

@@ -70,7 +70,7 @@ impl DeviceJob for OnRanks<'_, EmbedArgs> {
         let part: Part = args.saved.split.into();
         let momentum = args.saved.momentum;
         let embedded = saved.embed(device, part, momentum).map_err(Failure::of_request)?;
-        // The others have helped.
+        // Only rank 0 has the embeddings, and writes them.
         let Some((embedded, step)) = embedded else { return Ok(ExitCode::SUCCESS) };
         let provenance = Provenance::new(&saved, part, momentum, step);
         let samples = Samples::of(&**saved.source(part)?);

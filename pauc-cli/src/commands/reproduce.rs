@@ -72,7 +72,7 @@ impl DeviceJob for OnRanks<'_, ReproduceArgs> {
         let Some(run) = trained(device, &plan, args.out.path.clone())? else {
             return Ok(interrupted());
         };
-        // Rank 0 compares.
+        // Only rank 0 compares the metrics.
         if !ranks.is_first() {
             return Ok(ExitCode::SUCCESS);
         }

@@ -25,7 +25,7 @@ pub(crate) struct Network {
     training: Rc<RefCell<Workspace>>,
     /// For all other passes, so that they do not disturb an outstanding training pass.
     inference: Workspace,
-    /// As `training` and `inference`, for each shard of a pass of several.
+    /// As `training` and `inference`, for each shard if several pass together.
     shards: [Rc<RefCell<Vec<Workspace>>>; 2],
     outstanding: Rc<Cell<bool>>,
     images: Vec<f32>,

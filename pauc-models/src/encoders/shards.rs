@@ -1,5 +1,5 @@
 //! The passes of a convolutional network over several shards at once. Each step runs on one shard after the other, and
-//! each normalization takes the moments of all shards of the batch. Every shard has its own workspace, so its numbers
+//! each normalization takes the moments of all shards of the batch. Every shard has its own workspace, so its values
 //! do not depend on which shards pass together.
 
 use super::blueprint::{Blueprint, State};

@@ -37,8 +37,8 @@ component! {
     /// Views may have several sizes, all divisible by `patch`. The position embeddings are those of the first size. For
     /// other sizes they are interpolated as in timm: bicubic, with antialiasing.
     ///
-    /// On the CPU, it is one fused operation. On CUDA, it is one if `mlp` and the fields after it have their defaults;
-    /// otherwise it runs as separate dfdx operations. The default `patch` is for images of about 32 pixels.
+    /// On the CPU, it is one fused operation. On CUDA, it is fused only if `mlp` and the fields after it have their
+    /// defaults; otherwise it runs as separate dfdx operations. The default `patch` is for images of about 32 pixels.
     ///
     /// # Shapes
     /// (B, H, W, C) with H and W divisible by `patch` → (B, width)

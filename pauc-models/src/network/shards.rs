@@ -21,7 +21,8 @@ impl<D: NetworkDevice> Network<D> {
     }
 
     /// As [`Network::forward_sizes`] with batch statistics, for several shards at once: the statistics are those of all
-    /// shards of the batch, also on other processes. The numbers of a shard do not depend on which shards pass together.
+    /// shards of the batch, including those of other processes. The numbers of a shard do not depend on which shards
+    /// pass together.
     ///
     /// With [`Pass::Train`], the backward pass adds to the gradients of [`Network::parameters_of_shard`] instead of those of
     /// [`Network::parameters`]. The images are ordered as [`ShardGroup`] says.
@@ -76,7 +77,8 @@ impl<D: NetworkDevice> Network<D> {
         self.shards.get(shard).map_or(&[], Vec::as_slice)
     }
 
-    /// Returns the parameters of each shard from number `from` on. Without a backward pass, they are the network's own.
+    /// Returns each shard's parameters, from the parameter with number `from` on. Without a backward pass, they are the
+    /// network's own.
     fn shard_parameters(&mut self, pass: Pass, count: usize, from: usize) -> Result<Vec<Vec<Param<D>>>> {
         let own = self.parameters();
         if pass != Pass::Train {
@@ -103,7 +105,9 @@ impl<D: NetworkDevice> Network<D> {
             return encoder.forward_shards(images, pass, group, parameters);
         }
         if !encoder.statistics().is_empty() {
-            return Err(Error::config("this encoder cannot normalize the shards of a batch together"));
+            return Err(Error::config(
+                "this encoder cannot normalize the shards of a batch together: leave `train.batch_norm` out",
+            ));
         }
         self.features_one_by_one((images, draws), pass, group, parameters)
     }
@@ -125,7 +129,7 @@ impl<D: NetworkDevice> Network<D> {
             let images = ops::constant(&self.device, images, (of_shard, height, width, channels));
             let number = if pass == Pass::Train { shard } else { 0 };
             let encoder = self.encoder_for((shape, number))?;
-            // Backward, the encoder's operations run between these two.
+            // In the backward pass, the encoder's operations run between these two.
             let mut tape = pauc_traits::Tape::default();
             tape.add_backward_op(swap_gradients(&own, parameters));
             let features = match &draws {
@@ -164,7 +168,7 @@ fn swap_gradients<D: NetworkDevice, G>(
     }
 }
 
-/// Orders rows by view, then by shard, that are ordered by shard, then by view.
+/// Reorders rows from shard by shard to view by view; within a view, they are ordered by shard.
 ///
 /// # Shapes
 /// (count·V·samples, F) → (V·count·samples, F)

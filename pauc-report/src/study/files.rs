@@ -3,8 +3,8 @@
 use super::{Names, Study, figures, kinds};
 use std::collections::BTreeMap;
 
-/// Returns the SVG of each chart of the page, with a name for its file: what it shows, metric and values. Names are
-/// different.
+/// Returns the name of a file and the SVG of each chart of the page. The name tells what the chart shows, and for which
+/// metric and values. No two names are equal.
 pub fn charts(study: &Study) -> Vec<(String, String)> {
     let (names, kinds) = (Names::new(study), kinds(study));
     let over = figures::over_values(study, &names, &kinds).map(|group| group.figures);

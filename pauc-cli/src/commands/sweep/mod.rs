@@ -61,7 +61,7 @@ pub struct SweepArgs {
     figures: Option<PathBuf>,
     #[command(flatten)]
     output: JsonArg,
-    /// The device, as for `run`; or several, separated by commas, over which the runs of `--jobs` are spread.
+    /// The device, as for `run`. With `--jobs`, several devices separated by commas: runs are spread over them.
     #[arg(
         long = "device", value_delimiter = ',', default_value = "cpu", value_name = "DEVICES",
         help_heading = heading::GENERAL, display_order = 900
@@ -265,13 +265,13 @@ impl SweepArgs {
         Ok(())
     }
 
-    /// Writes the page and the charts of the sweep, as far as they are asked for.
+    /// Writes the sweep's page and charts, if the options ask for them.
     fn write_files(&self, checked: &CheckedSweep, results: &Results) -> Result<(), Failure> {
         if self.report.is_none() && self.figures.is_none() {
             return Ok(());
         }
         if console::stop_asked() && !results.rows.iter().flat_map(|r| &r.runs).any(Standing::is_finished) {
-            errln!("no run has finished, so neither page nor charts are written");
+            errln!("no run has finished, so there is nothing to draw: neither page nor charts were written");
             return Ok(());
         }
         let Results { rows, tuned, comparison } = results;

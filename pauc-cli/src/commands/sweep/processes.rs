@@ -37,7 +37,7 @@ const STOP: &str = "--stop-at-end-of-stdin";
 pub struct Launcher<'a> {
     pub recipe: &'a Path,
     pub out: &'a Path,
-    /// Those over which parallel runs are spread, at least one.
+    /// The devices over which parallel runs are spread, at least one.
     pub devices: &'a [String],
     pub force: bool,
     pub memory: Option<u64>,

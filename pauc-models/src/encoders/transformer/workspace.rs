@@ -17,7 +17,7 @@ use pauc_traits::trace::named;
 use pauc_traits::{Param, Result, stop};
 use std::cell::{Ref, RefMut};
 
-/// The values of a block. Without a backward pass, all blocks share those of two of them, and there is no `hidden`.
+/// The values of a block. Without a backward pass, all blocks share two of these, and `hidden` is empty.
 #[derive(Default)]
 struct Values {
     /// The input.
@@ -39,14 +39,14 @@ pub(super) struct Workspace {
     keep: bool,
     /// The patches of the images.
     patches: Buffer,
-    /// The patches after their embedding, or the gradients of that.
+    /// The embedded patches, or their gradients.
     embedded: Buffer,
     blocks: Vec<Values>,
     /// The output of the last block.
     last: Buffer,
     /// The class tokens, or means over patches.
     pooled: Buffer,
-    /// The factors of the last pass on what each branch adds to each image, if it had any.
+    /// The factors on what each branch adds to each image, if the last pass had any.
     factors: Option<Vec<Vec<f32>>>,
     work: Work,
 }
