@@ -4,7 +4,7 @@
 //! a panel stays in the nearest cache while the rows of A pass. Functions run on the calling thread, unless they say
 //! otherwise.
 
-use crate::buffer::{Buffer, scratch};
+use crate::buffer::{Buffer, Scratch, scratch};
 use crate::microkernel::{Operands, Panel, Tap};
 use crate::simd::{CHANNELS, Simd, dispatch};
 use crate::threads::{self, Shared, portion};
@@ -47,7 +47,7 @@ pub(crate) struct Packed {
     simd: Simd,
     depth: usize,
     width: usize,
-    values: Buffer,
+    values: Scratch,
 }
 
 impl Packed {
@@ -75,7 +75,7 @@ impl Packed {
         pack: impl Fn(std::ops::Range<usize>, (usize, usize), &mut [f32]) + Sync + Send,
     ) -> Self {
         let padded = width.next_multiple_of(CHANNELS);
-        let mut values = Buffer::zeros(depth * padded);
+        let mut values = scratch(depth * padded);
         let (all, shared): (Vec<_>, _) = (panels(simd, padded).collect(), Shared::new(&mut values));
         threads::for_each(depth.div_ceil(DEPTH) * all.len(), |i| {
             let first = i / all.len() * DEPTH;

@@ -8,6 +8,7 @@
 //! | [`blueprint`] | layers, steps, shapes and names of a network, for any device |
 //! | `network`, `workspace`, `shards` | a blueprint executed on the CPU |
 //! | [`conv_next`] | ConvNeXt, which is no blueprint |
+//! | `passes` | what the passes of all networks on the CPU share |
 //! | `transformer` | the vision transformer on the CPU |
 //! | `windows` | convolutions whose windows do not overlap |
 
@@ -50,6 +51,7 @@ pub mod blueprint;
 mod conv_net;
 pub mod conv_next;
 pub(crate) mod network;
+mod passes;
 pub mod resnet;
 mod resnet101;
 mod resnet18;

@@ -2,6 +2,7 @@
 
 use super::Convolutions;
 use super::blueprint::{Blueprint, ConvNorm, State};
+use super::passes::Passes;
 use super::shards::{self, Shard};
 use super::workspace::{Statistics, Workspace};
 use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
@@ -11,7 +12,7 @@ use pauc_kernels::threads::awake;
 use pauc_traits::encoder::{Images, Layer, LayerDepths};
 use pauc_traits::shards::ShardGroup;
 use pauc_traits::{Encoder, Error, Param, Pass, Result, Taped};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 
 /// A convolutional network on the CPU.
@@ -21,38 +22,9 @@ pub(crate) struct Network {
     simd: Simd,
     algorithms: Vec<Algorithm>,
     state: State<Cpu>,
-    /// For passes with a backward pass, shared with their tape.
-    training: Rc<RefCell<Workspace>>,
-    /// For all other passes, so that they do not disturb an outstanding training pass.
-    inference: Workspace,
-    /// As `training` and `inference`, for each shard if several pass together.
+    passes: Passes<Workspace>,
+    /// The workspaces of each shard if several pass together: those that keep values for a backward pass, and others.
     shards: [Rc<RefCell<Vec<Workspace>>>; 2],
-    outstanding: Rc<Cell<bool>>,
-    images: Vec<f32>,
-}
-
-/// Marks a training pass as outstanding until its backward pass has run or its tape is dropped.
-pub(crate) struct Outstanding(Rc<Cell<bool>>);
-
-impl Outstanding {
-    /// Marks a pass as outstanding.
-    ///
-    /// # Errors
-    /// If another pass is outstanding.
-    pub(crate) fn begin(flag: &Rc<Cell<bool>>) -> Result<Self> {
-        if flag.replace(true) {
-            return Err(Error::config(
-                "a training pass of this encoder is still waiting for its backward pass: run that first, or drop its tape",
-            ));
-        }
-        Ok(Outstanding(flag.clone()))
-    }
-}
-
-impl Drop for Outstanding {
-    fn drop(&mut self) {
-        self.0.set(false);
-    }
 }
 
 impl Network {
@@ -79,15 +51,12 @@ impl Network {
         let workspace = |keep| Workspace::new(&plan, simd, &algorithms, keep);
         Network {
             device: device.clone(),
-            training: Rc::new(RefCell::new(workspace(true))),
-            inference: workspace(false),
+            passes: Passes::new(device, workspace),
             plan,
             simd,
             algorithms,
             state,
             shards: Default::default(),
-            outstanding: Rc::default(),
-            images: Vec::new(),
         }
     }
 
@@ -119,31 +88,16 @@ impl Encoder<Cpu> for Network {
     }
 
     fn forward(&mut self, images: Images<Cpu>, pass: Pass) -> Result<Taped<(usize, usize), f32, Cpu>> {
-        let (batch, input) = (self.plan.batch_of(*images.shape())?, self.plan.input);
-        self.images.resize(batch * input.len(), 0.0);
-        images.copy_into(&mut self.images);
-        let (plan, state) = (&self.plan, &self.state);
-        let shape = (batch, plan.feature_dim());
-        let tensor = |features| self.device.try_tensor_from_vec(features, shape).map_err(Error::device);
-        let source = (&self.images[..], batch);
-        if pass != Pass::Train {
-            let statistics = if pass == Pass::Eval { Statistics::Running } else { Statistics::Batch };
-            let features = awake(|| self.inference.forward(plan, state, source, statistics))?;
-            return Ok(tensor(features)?.put_tape(Default::default()));
-        }
-        let guard = Outstanding::begin(&self.outstanding)?;
-        let features = awake(|| self.training.borrow_mut().forward(plan, state, source, Statistics::Batch))?;
-        let features = tensor(features)?;
-        let (ghost, workspace) = (features.clone(), self.training.clone());
+        self.plan.batch_of(*images.shape())?;
+        let statistics = if pass == Pass::Eval { Statistics::Running } else { Statistics::Batch };
         let (plan, state) = (self.plan.clone(), self.state.clone());
-        let mut tape = pauc_traits::Tape::default();
-        tape.add_backward_op(move |gradients| {
-            let _guard = guard;
-            let d_features = gradients.get_or_alloc_mut(&ghost)?;
-            awake(|| workspace.borrow_mut().backward(&plan, &state, d_features));
-            Ok(())
-        });
-        Ok(features.put_tape(tape))
+        self.passes.run(
+            &images,
+            pass,
+            self.plan.feature_dim(),
+            |work, images| work.forward(&self.plan, &self.state, images, statistics),
+            move |work, d_features| work.backward(&plan, &state, d_features),
+        )
     }
 
     fn normalizes_shards(&self) -> bool {
@@ -158,15 +112,14 @@ impl Encoder<Cpu> for Network {
         parameters: &[Vec<Param<Cpu>>],
     ) -> Result<Taped<(usize, usize), f32, Cpu>> {
         let (batch, width) = (self.plan.batch_of(*images.shape())?, self.plan.feature_dim());
-        self.images.resize(batch * self.plan.input.len(), 0.0);
-        images.copy_into(&mut self.images);
-        let take = |shard| shards.take(shard, &self.images, self.plan.input.len());
+        let pixels = self.passes.pixels(&images);
+        let take = |shard| shards.take(shard, pixels, self.plan.input.len());
         let images: Vec<_> = (0..shards.count).map(take).collect();
         let statistics = &self.state.statistics;
         let state = |p: &Vec<_>| State { parameters: p.clone(), statistics: statistics.clone() };
         let states: Vec<_> = parameters.iter().map(state).collect();
         let keeps = pass == Pass::Train;
-        let guard = keeps.then(|| Outstanding::begin(&self.outstanding)).transpose()?;
+        let guard = keeps.then(|| self.passes.begin()).transpose()?;
         let (plan, works) = (self.plan.clone(), self.workspaces(shards.count, keeps));
         let of_shards =
             with_shards(&works, &states, |all| shards::forward(&plan, all, &images, &*shards.exchange))?;

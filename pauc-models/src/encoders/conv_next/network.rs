@@ -4,13 +4,11 @@ use super::parameters::Parameters;
 use super::plan::Plan;
 use super::workspace::Workspace;
 use crate::drop_path;
-use crate::encoders::network::Outstanding;
-use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
+use crate::encoders::passes::Passes;
+use dfdx::prelude::{Cpu, HasShape};
 use pauc_kernels::simd::Simd;
-use pauc_kernels::threads::awake;
 use pauc_traits::encoder::{Draws, Images, Layer, LayerDepths};
 use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// A ConvNeXt on the CPU.
@@ -19,12 +17,7 @@ pub(crate) struct Network {
     plan: Rc<Plan>,
     parameters: Rc<Parameters<Cpu>>,
     simd: Simd,
-    /// For passes with a backward pass, shared with their tape.
-    training: Rc<RefCell<Workspace>>,
-    /// For all other passes, so that they do not disturb an outstanding training pass.
-    inference: Workspace,
-    outstanding: Rc<Cell<bool>>,
-    images: Vec<f32>,
+    passes: Passes<Workspace>,
 }
 
 impl Network {
@@ -39,13 +32,10 @@ impl Network {
     fn with(device: &Cpu, plan: Plan, parameters: Rc<Parameters<Cpu>>, simd: Simd) -> Self {
         Network {
             device: device.clone(),
-            training: Rc::new(RefCell::new(Workspace::new(&plan, simd, true))),
-            inference: Workspace::new(&plan, simd, false),
+            passes: Passes::new(device, |keep| Workspace::new(&plan, simd, keep)),
             plan: Rc::new(plan),
             parameters,
             simd,
-            outstanding: Rc::default(),
-            images: Vec::new(),
         }
     }
 
@@ -59,29 +49,14 @@ impl Network {
         let batch = self.plan.batch_of(*images.shape())?;
         let draws = draws.filter(|_| self.plan.drop_path > 0.0);
         let factors = draws.map(|draws| drop_path::factors(draws, batch, &self.plan.rates())).transpose()?;
-        self.images.resize(batch * self.plan.input.len(), 0.0);
-        images.copy_into(&mut self.images);
-        let (plan, parameters) = (&self.plan, &self.parameters);
-        let shape = (batch, self.plan.last().width);
-        let tensor = |features| self.device.try_tensor_from_vec(features, shape).map_err(Error::device);
-        if pass != Pass::Train {
-            let features =
-                awake(|| self.inference.forward(plan, parameters, (&self.images, batch), factors))?;
-            return Ok(tensor(features)?.put_tape(Default::default()));
-        }
-        let guard = Outstanding::begin(&self.outstanding)?;
-        let mut training = self.training.borrow_mut();
-        let features = tensor(awake(|| training.forward(plan, parameters, (&self.images, batch), factors))?)?;
-        let (ghost, workspace) = (features.clone(), self.training.clone());
         let (plan, parameters) = (self.plan.clone(), self.parameters.clone());
-        let mut tape = pauc_traits::Tape::default();
-        tape.add_backward_op(move |gradients| {
-            let _guard = guard;
-            let d_features = gradients.get_or_alloc_mut(&ghost)?;
-            awake(|| workspace.borrow_mut().backward(&plan, &parameters, d_features));
-            Ok(())
-        });
-        Ok(features.put_tape(tape))
+        self.passes.run(
+            &images,
+            pass,
+            self.plan.last().width,
+            |work, images| work.forward(&self.plan, &self.parameters, images, factors),
+            move |work, d_features| work.backward(&plan, &parameters, d_features),
+        )
     }
 }
 

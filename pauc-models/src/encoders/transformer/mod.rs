@@ -2,14 +2,12 @@
 
 mod workspace;
 
-use super::network::Outstanding;
+use super::passes::Passes;
 use crate::encoders_plain::Transformer;
-use dfdx::prelude::{Cpu, HasShape, PutTape, Tape as _, TensorFromVec};
+use dfdx::prelude::{Cpu, HasShape};
 use pauc_kernels::simd::Simd;
-use pauc_kernels::threads::awake;
 use pauc_traits::encoder::{Draws, Images, Layer, LayerDepths};
 use pauc_traits::{Encoder, Error, ImageShape, Param, Pass, Result, Taped};
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use workspace::Workspace;
 
@@ -17,12 +15,7 @@ use workspace::Workspace;
 pub(crate) struct Network {
     plain: Rc<Transformer<Cpu>>,
     simd: Simd,
-    /// For passes with a backward pass, shared with their tape.
-    training: Rc<RefCell<Workspace>>,
-    /// For all other passes, so that they do not disturb an outstanding training pass.
-    inference: Workspace,
-    outstanding: Rc<Cell<bool>>,
-    images: Vec<f32>,
+    passes: Passes<Workspace>,
 }
 
 impl Network {
@@ -36,14 +29,8 @@ impl Network {
     }
 
     fn with(plain: Transformer<Cpu>, simd: Simd) -> Self {
-        Network {
-            simd,
-            training: Rc::new(RefCell::new(Workspace::new(&plain.plan, simd, true))),
-            inference: Workspace::new(&plain.plan, simd, false),
-            outstanding: Rc::default(),
-            images: Vec::new(),
-            plain: Rc::new(plain),
-        }
+        let passes = Passes::new(&plain.device, |keep| Workspace::new(&plain.plan, simd, keep));
+        Network { plain: Rc::new(plain), simd, passes }
     }
 
     /// Runs a pass, in which images skip what blocks add if there are draws.
@@ -55,28 +42,14 @@ impl Network {
     ) -> Result<Taped<(usize, usize), f32, Cpu>> {
         let batch = self.plain.batch_of(*images.shape())?;
         let factors = draws.map(|draws| self.plain.factors(batch, draws)).transpose()?.flatten();
-        self.images.resize(batch * self.plain.plan.input.len(), 0.0);
-        images.copy_into(&mut self.images);
-        let shape = (batch, self.plain.plan.width);
-        let device = &self.plain.device;
-        let tensor = |features| device.try_tensor_from_vec(features, shape).map_err(Error::device);
-        let plain = &self.plain;
-        if pass != Pass::Train {
-            let features = awake(|| self.inference.forward(plain, (&self.images, batch), factors))?;
-            return Ok(tensor(features)?.put_tape(Default::default()));
-        }
-        let guard = Outstanding::begin(&self.outstanding)?;
-        let mut training = self.training.borrow_mut();
-        let features = tensor(awake(|| training.forward(plain, (&self.images, batch), factors))?)?;
-        let (ghost, workspace, plain) = (features.clone(), self.training.clone(), plain.clone());
-        let mut tape = pauc_traits::Tape::default();
-        tape.add_backward_op(move |gradients| {
-            let _guard = guard;
-            let d_features = gradients.get_or_alloc_mut(&ghost)?;
-            awake(|| workspace.borrow_mut().backward(&plain, d_features));
-            Ok(())
-        });
-        Ok(features.put_tape(tape))
+        let plain = self.plain.clone();
+        self.passes.run(
+            &images,
+            pass,
+            self.plain.plan.width,
+            |work, images| work.forward(&self.plain, images, factors),
+            move |work, d_features| work.backward(&plain, d_features),
+        )
     }
 }
 
@@ -128,6 +101,7 @@ mod tests {
     use super::*;
     use crate::encoders_plain::{Mlp, Pool, Size, VisionTransformer};
     use crate::network::backward_with;
+    use dfdx::prelude::TensorFromVec;
     use pauc_testing::assert_within;
     use pauc_testing::inputs::noise;
     use pauc_traits::{Count, DropRate, Positive};
@@ -202,8 +176,10 @@ mod tests {
         let plain = small().plain(&Cpu::default(), IMAGE, 4).unwrap();
         let mut network = Network::new(plain).unwrap();
         let images = noise(BATCH * IMAGE.len(), 3);
-        let trained = network.training.borrow_mut().forward(&network.plain, (&images, BATCH), None).unwrap();
-        let inferred = network.inference.forward(&network.plain, (&images, BATCH), None).unwrap();
+        let dims = (BATCH, IMAGE.height, IMAGE.width, IMAGE.channels);
+        let images = Cpu::default().tensor_from_vec(images, dims);
+        let trained = network.forward(images.clone(), Pass::Train).unwrap().as_vec();
+        let inferred = network.forward(images, Pass::Eval).unwrap().as_vec();
         assert_eq!(trained, inferred);
     }
 }
