@@ -3,7 +3,7 @@
 use super::schedule::Keep;
 use super::workspace::Workspace;
 use crate::encoders::blueprint::{Blueprint, State};
-use crate::encoders::network::Outstanding;
+use crate::encoders::passes::Outstanding;
 use crate::encoders::workspace::Statistics;
 use dfdx::prelude::{Cuda, HasShape, PutTape, Tape as _};
 use pauc_cuda::Context;

@@ -51,7 +51,7 @@ pub mod blueprint;
 mod conv_net;
 pub mod conv_next;
 pub(crate) mod network;
-mod passes;
+pub(crate) mod passes;
 pub mod resnet;
 mod resnet101;
 mod resnet18;

@@ -19,7 +19,22 @@ pub(super) struct Passes<W> {
 }
 
 /// Marks a training pass as outstanding until its backward pass has run or its tape is dropped.
-pub(super) struct Outstanding(Rc<Cell<bool>>);
+pub(crate) struct Outstanding(Rc<Cell<bool>>);
+
+impl Outstanding {
+    /// Marks a pass as outstanding.
+    ///
+    /// # Errors
+    /// If another pass is outstanding.
+    pub fn begin(outstanding: &Rc<Cell<bool>>) -> Result<Self> {
+        if outstanding.replace(true) {
+            return Err(Error::config(
+                "a training pass of this encoder is still waiting for its backward pass: run that first, or drop its tape",
+            ));
+        }
+        Ok(Outstanding(outstanding.clone()))
+    }
+}
 
 impl Drop for Outstanding {
     fn drop(&mut self) {
@@ -44,12 +59,7 @@ impl<W: 'static> Passes<W> {
     /// # Errors
     /// If another pass is outstanding.
     pub fn begin(&self) -> Result<Outstanding> {
-        if self.outstanding.replace(true) {
-            return Err(Error::config(
-                "a training pass of this encoder is still waiting for its backward pass: run that first, or drop its tape",
-            ));
-        }
-        Ok(Outstanding(self.outstanding.clone()))
+        Outstanding::begin(&self.outstanding)
     }
 
     /// Returns the pixels of images.
@@ -88,7 +98,7 @@ impl<W: 'static> Passes<W> {
             let features = awake(|| forward(&mut self.inference, source))?;
             return Ok(tensor(features)?.put_tape(Default::default()));
         }
-        let guard = self.begin()?;
+        let guard = Outstanding::begin(&self.outstanding)?;
         let features = tensor(awake(|| forward(&mut self.training.borrow_mut(), source))?)?;
         let (ghost, workspace) = (features.clone(), self.training.clone());
         let mut tape = pauc_traits::Tape::default();
