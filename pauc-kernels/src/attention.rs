@@ -248,14 +248,14 @@ mod body {
 
 dispatched! {
     /// row ← softmax(row).
-    fn softmax(row: &mut [f32])
+    pub(super) fn softmax(row: &mut [f32])
 }
 dispatched! {
     /// ∂p ← the gradient of the logits, given that of their softmax p.
     ///
     /// # Shapes
     /// p and ∂p of one length
-    fn softmax_backward(p: &[f32], d: &mut [f32])
+    pub(super) fn softmax_backward(p: &[f32], d: &mut [f32])
 }
 
 /// Splits memory into parts of the given sizes.

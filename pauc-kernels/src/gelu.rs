@@ -67,14 +67,14 @@ mod body {
 
 dispatched! {
     /// x ← x·Φ(x).
-    fn gelu(x: &mut [f32])
+    pub(super) fn gelu(x: &mut [f32])
 }
 dispatched! {
     /// y ← x·Φ(x), and then x ← ∂y·(Φ(x) + x·φ(x)), the gradient of the input.
     ///
     /// # Shapes
     /// all of one length
-    fn gelu_backward(x: &mut [f32], dy: &[f32], y: &mut [f32])
+    pub(super) fn gelu_backward(x: &mut [f32], dy: &[f32], y: &mut [f32])
 }
 
 #[cfg(test)]

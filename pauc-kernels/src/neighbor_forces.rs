@@ -1,5 +1,7 @@
 //! The forces between points in two dimensions (t-SNE).
 
+use crate::simd::dispatched;
+
 const LANES: usize = 16;
 
 /// The attraction and repulsion of a point.
@@ -13,49 +15,6 @@ pub struct Forces {
     pub total: f32,
 }
 
-/// Computes the forces on a point at `y` with affinities p_j to the points (xs_j, ys_j), where q_j = 1/(1 +
-/// ‖y − y_j‖²). A point at the same position adds 1 to `total` and nothing to the forces.
-///
-/// The order of the sums is fixed, and the same for every instruction set.
-///
-/// # Panics
-/// If the slices differ in length.
-pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces {
-    assert!(
-        affinities.len() == xs.len() && xs.len() == ys.len(),
-        "affinities and coordinates must have one length"
-    );
-    let mut sums = [[0.0f32; LANES]; 5];
-    let mut add = |p: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
-        for l in 0..LANES {
-            let (dx, dy) = (y[0] - x[l], y[1] - z[l]);
-            let q = 1.0 / (1.0 + dx * dx + dy * dy);
-            let (pull, push) = (p[l] * q, q * q);
-            sums[0][l] += pull * dx;
-            sums[1][l] += pull * dy;
-            sums[2][l] += push * dx;
-            sums[3][l] += push * dy;
-            sums[4][l] += q;
-        }
-    };
-    let ((p, p_rest), (x, x_rest), (z, z_rest)) =
-        (affinities.as_chunks::<LANES>(), xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
-    for ((p, x), z) in p.iter().zip(x).zip(z) {
-        add(p, x, z);
-    }
-    if !p_rest.is_empty() {
-        // Lanes beyond the end are infinitely far away.
-        let fill = |rest: &[f32], with: f32| {
-            let mut lanes = [with; LANES];
-            lanes[..rest.len()].copy_from_slice(rest);
-            lanes
-        };
-        add(&fill(p_rest, 0.0), &fill(x_rest, 1e18), &fill(z_rest, 1e18));
-    }
-    let [a, b, c, d, total] = sums.map(|lanes| lanes.iter().sum());
-    Forces { pull: [a, b], push: [c, d], total }
-}
-
 /// The repulsion of a point.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Repulsion {
@@ -65,46 +24,104 @@ pub struct Repulsion {
     pub total: f32,
 }
 
-/// Computes the repulsion of a point at `y` from points (xs_j, ys_j) that each stand for w_j points, with q_j as in
-/// [`forces`].
-///
-/// The order of the sums is fixed, and the same for every instruction set.
-///
-/// # Panics
-/// If the slices differ in length.
-pub fn repulsion(y: [f32; 2], weights: &[f32], xs: &[f32], ys: &[f32]) -> Repulsion {
-    assert!(
-        weights.len() == xs.len() && xs.len() == ys.len(),
-        "weights and coordinates must have one length"
-    );
-    let mut sums = [[0.0f32; LANES]; 3];
-    let mut add = |w: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
-        for l in 0..LANES {
-            let (dx, dy) = (y[0] - x[l], y[1] - z[l]);
-            let q = 1.0 / (1.0 + dx * dx + dy * dy);
-            let weighted = w[l] * q;
-            let push = weighted * q;
-            sums[0][l] += push * dx;
-            sums[1][l] += push * dy;
-            sums[2][l] += weighted;
-        }
-    };
-    let ((w, w_rest), (x, x_rest), (z, z_rest)) =
-        (weights.as_chunks::<LANES>(), xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
-    for ((w, x), z) in w.iter().zip(x).zip(z) {
-        add(w, x, z);
-    }
-    if !w_rest.is_empty() {
-        // Lanes beyond the end weigh nothing.
-        let fill = |rest: &[f32]| {
-            let mut lanes = [0.0; LANES];
-            lanes[..rest.len()].copy_from_slice(rest);
-            lanes
+/// The loops, written once and compiled for every instruction set.
+mod body {
+    use super::{Forces, LANES, Repulsion};
+
+    #[inline(always)]
+    pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces {
+        assert!(
+            affinities.len() == xs.len() && xs.len() == ys.len(),
+            "affinities and coordinates must have one length"
+        );
+        let mut sums = [[0.0f32; LANES]; 5];
+        let mut add = |p: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
+            for l in 0..LANES {
+                let (dx, dy) = (y[0] - x[l], y[1] - z[l]);
+                let q = 1.0 / (1.0 + dx * dx + dy * dy);
+                let (pull, push) = (p[l] * q, q * q);
+                sums[0][l] += pull * dx;
+                sums[1][l] += pull * dy;
+                sums[2][l] += push * dx;
+                sums[3][l] += push * dy;
+                sums[4][l] += q;
+            }
         };
-        add(&fill(w_rest), &fill(x_rest), &fill(z_rest));
+        let ((p, p_rest), (x, x_rest), (z, z_rest)) =
+            (affinities.as_chunks::<LANES>(), xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
+        for ((p, x), z) in p.iter().zip(x).zip(z) {
+            add(p, x, z);
+        }
+        if !p_rest.is_empty() {
+            // Lanes beyond the end are infinitely far away.
+            let fill = |rest: &[f32], with: f32| {
+                let mut lanes = [with; LANES];
+                lanes[..rest.len()].copy_from_slice(rest);
+                lanes
+            };
+            add(&fill(p_rest, 0.0), &fill(x_rest, 1e18), &fill(z_rest, 1e18));
+        }
+        let [a, b, c, d, total] = sums.map(|lanes| lanes.iter().sum());
+        Forces { pull: [a, b], push: [c, d], total }
     }
-    let [a, b, total] = sums.map(|lanes| lanes.iter().sum());
-    Repulsion { push: [a, b], total }
+
+    #[inline(always)]
+    pub fn repulsion(y: [f32; 2], weights: &[f32], xs: &[f32], ys: &[f32]) -> Repulsion {
+        assert!(
+            weights.len() == xs.len() && xs.len() == ys.len(),
+            "weights and coordinates must have one length"
+        );
+        let mut sums = [[0.0f32; LANES]; 3];
+        let mut add = |w: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
+            for l in 0..LANES {
+                let (dx, dy) = (y[0] - x[l], y[1] - z[l]);
+                let q = 1.0 / (1.0 + dx * dx + dy * dy);
+                let weighted = w[l] * q;
+                let push = weighted * q;
+                sums[0][l] += push * dx;
+                sums[1][l] += push * dy;
+                sums[2][l] += weighted;
+            }
+        };
+        let ((w, w_rest), (x, x_rest), (z, z_rest)) =
+            (weights.as_chunks::<LANES>(), xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
+        for ((w, x), z) in w.iter().zip(x).zip(z) {
+            add(w, x, z);
+        }
+        if !w_rest.is_empty() {
+            // Lanes beyond the end weigh nothing.
+            let fill = |rest: &[f32]| {
+                let mut lanes = [0.0; LANES];
+                lanes[..rest.len()].copy_from_slice(rest);
+                lanes
+            };
+            add(&fill(w_rest), &fill(x_rest), &fill(z_rest));
+        }
+        let [a, b, total] = sums.map(|lanes| lanes.iter().sum());
+        Repulsion { push: [a, b], total }
+    }
+}
+
+dispatched! {
+    /// Computes the forces on a point at `y` with affinities p_j to the points (xs_j, ys_j), where q_j = 1/(1 +
+    /// ‖y − y_j‖²). A point at the same position adds 1 to `total` and nothing to the forces.
+    ///
+    /// The order of the sums is fixed, and the same for every instruction set.
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces
+}
+
+dispatched! {
+    /// Computes the repulsion of a point at `y` from points (xs_j, ys_j) that each stand for w_j points, with q_j as in
+    /// [`forces`].
+    ///
+    /// The order of the sums is fixed, and the same for every instruction set.
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn repulsion(y: [f32; 2], weights: &[f32], xs: &[f32], ys: &[f32]) -> Repulsion
 }
 
 #[cfg(test)]
@@ -112,6 +129,16 @@ mod tests {
     use super::*;
     use pauc_testing::Rounded;
     use pauc_testing::inputs::wave;
+
+    #[test]
+    fn bits_do_not_depend_on_the_instruction_set() {
+        for n in [0, 1, 15, 16, 17, 50] {
+            let (p, xs, ys) = (wave(n, 0.17, 1.7), wave(n, 0.85, 1.7), wave(n, 1.53, 1.7));
+            let y = [0.3f32, -0.2];
+            assert_eq!(forces(y, &p, &xs, &ys), body::forces(y, &p, &xs, &ys), "{n} points");
+            assert_eq!(repulsion(y, &p, &xs, &ys), body::repulsion(y, &p, &xs, &ys), "{n} points");
+        }
+    }
 
     #[test]
     fn repulsion_is_that_of_loops_in_double_precision() {

@@ -67,14 +67,14 @@ dispatched! {
     ///
     /// # Shapes
     /// x (a, b) of twice the length of y
-    fn swiglu(x: &[f32], y: &mut [f32])
+    pub(super) fn swiglu(x: &[f32], y: &mut [f32])
 }
 dispatched! {
     /// y ← SiLU(a) ⊙ b of a row, and then x ← the gradients of a and b.
     ///
     /// # Shapes
     /// x (a, b) of twice the length of y and ∂y
-    fn swiglu_backward(x: &mut [f32], dy: &[f32], y: &mut [f32])
+    pub(super) fn swiglu_backward(x: &mut [f32], dy: &[f32], y: &mut [f32])
 }
 
 #[cfg(test)]

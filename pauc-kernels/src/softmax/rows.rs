@@ -154,24 +154,24 @@ pub(super) mod body {
 dispatched! {
     /// Replaces a tile of inner products by exp(scale·product − top)·scale, and merges maxima and sums into
     /// the part.
-    fn fold(logits: &mut [f32], size: (usize, usize), scale: &[f32], dim: usize, part: &mut Part)
+    pub(super) fn fold(logits: &mut [f32], size: (usize, usize), scale: &[f32], dim: usize, part: &mut Part)
 }
 dispatched! {
     /// Returns the largest element and Σ exp(element − largest).
-    fn sum_exp(row: &[f32]) -> (f32, f32)
+    pub(super) fn sum_exp(row: &[f32]) -> (f32, f32)
 }
 dispatched! {
     /// Replaces each element by exp(element − shift), adds it to its column's sum, and returns the sum of the
     /// row.
-    fn exp_add(row: &mut [f32], shift: f32, columns: &mut [f32]) -> f32
+    pub(super) fn exp_add(row: &mut [f32], shift: f32, columns: &mut [f32]) -> f32
 }
 dispatched! {
     /// Replaces each exponential by the sum of its probabilities in its row and in its column: v·(own +
     /// other), with inverses of sums.
-    fn times_both(row: &mut [f32], own: f32, others: &[f32])
+    pub(super) fn times_both(row: &mut [f32], own: f32, others: &[f32])
 }
 dispatched! {
     /// Replaces each logit by the sum of its probabilities in its row and in its column: exp(v − own) + exp(v
     /// − other).
-    fn both_probabilities(row: &mut [f32], own: f32, others: &[f32])
+    pub(super) fn both_probabilities(row: &mut [f32], own: f32, others: &[f32])
 }
