@@ -56,6 +56,19 @@ pub fn mask<E: Scalar, D: Backend<E>>(logits: Rows<E, D>, hide: impl Fn(usize, u
     logits + values
 }
 
+/// Returns whether two different samples share a prototype of a level.
+pub fn sharing_a_prototype<E: Scalar, D: Backend<E>>(
+    level: &Level<E, D>,
+) -> impl Fn(usize, usize) -> bool + '_ {
+    let s = &level.assignments;
+    move |i, l| i != l && s[i].is_some() && s[i] == s[l]
+}
+
+/// Counts the pairs of n samples for which `together` holds, each in both orders.
+pub fn ordered_pairs(n: usize, together: &impl Fn(usize, usize) -> bool) -> usize {
+    (0..n * n).filter(|x| together(x / n, x % n)).count()
+}
+
 /// Returns a constant with the value of a tensor: no gradient flows through it.
 ///
 /// # Shapes

@@ -111,10 +111,9 @@ impl Alignment {
         m: usize,
         level: &Level<E, D>,
     ) -> Result<Value<E, D>> {
-        let s = &level.assignments;
-        let together = |i: usize, l: usize| i != l && s[i].is_some() && s[i] == s[l];
         let n = batch.size();
-        let ordered = (0..n * n).filter(|x| together(x / n, x % n)).count();
+        let together = rows::sharing_a_prototype(level);
+        let ordered = rows::ordered_pairs(n, &together);
         if ordered == 0 {
             return Ok(batch.skip(format!("no two samples of the batch share a prototype of level {m}")));
         }

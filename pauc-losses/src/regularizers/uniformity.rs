@@ -1,4 +1,5 @@
-//! Uniformity of instances, of prototypes, and of instances against other prototypes' centroids.
+//! Uniformity of instances, of prototypes, of the members of a prototype, and of instances against other prototypes'
+//! centroids.
 
 use crate::{findings, rows, sphere};
 use dfdx::prelude::*;
@@ -11,22 +12,24 @@ use pauc_traits::{
 use serde::{Deserialize, Serialize};
 
 component! {
-    /// Spreads instances or prototypes over the sphere: the logarithm of a mean Gaussian potential.
+    /// Spreads instances, prototypes or their members over the sphere: the log of a mean Gaussian potential.
     ///
     /// ```text
     /// Instances        L = log mean_{i<j} exp(−t ‖z_i − z_j‖²), mean of both views
     /// Prototypes       L = log mean_{j<l} exp(−t ‖p_j − p_l‖²), p_j = norm(Σ_{s(i)=j} q_i + ρ c_j)
     /// OtherCentroids   L = log mean_{i, j≠s(i)} exp(−t ‖q_i − c_j‖²)
+    /// Members          L = log mean exp(−t ‖q_i − q_l‖²) over the pairs i < l of one prototype
     /// ```
     ///
-    /// The last two are means over the levels of the clustering. With `queue: true`, `Instances` takes one
+    /// The last three are means over the levels of the clustering. With `queue: true`, `Instances` takes one
     /// mean over the pairs within view 0 and the pairs of view 0 with queued keys, and `Prototypes` adds
     /// queued keys of known samples to the sums of their prototypes.
     ///
     /// # What the source says
-    /// `Instances` is Wang and Isola (2020); its queue form is their MoCo code. The other two are this
+    /// `Instances` is Wang and Isola (2020); its queue form is their MoCo code. The other three are this
     /// project's readings of the abstract of Mo, Sun and Li (BMVC 2022), which names prototype-level
-    /// uniformity without a formula; `Prototypes` is the default reading.
+    /// uniformity without a formula; `Prototypes` is the default reading. `Members` takes "prototypical features" to
+    /// be the embeddings that belong to one prototype.
     ///
     /// # Shapes
     /// (B, D) views, (M, D) queue, (K, D) centroids → scalar.
@@ -38,22 +41,24 @@ component! {
     ///
     /// # Gradient
     /// `Prototypes` gives all members of a prototype the same gradient: clusters are pushed apart as a whole
-    /// and not contracted. `Instances` spreads members of one cluster like any others. Centroids are
-    /// constants: only embeddings move.
+    /// and not contracted. `Instances` spreads members of one cluster like any others. `Members` pushes the members of
+    /// a prototype away from each other, against ProtoNCE. Centroids are constants: only embeddings move.
     ///
     /// # When to use
     /// `Instances` against collapse, beside a term that only pulls. `Prototypes` from the first clustering
     /// on, best with a rising weight, and with fewer prototypes than samples per batch. `OtherCentroids` if
-    /// batches occupy few prototypes.
+    /// batches occupy few prototypes. `Members` if embeddings within prototypes lose their diversity (measured by the
+    /// probe Coagulation), with fewer prototypes than samples per batch.
     ///
     /// ```text
     /// (term: Uniformity(level: Prototypes, t: 2.0), weight: Linear(from: 0.0, to: 0.1, over: Epochs(5)), from: Epochs(2))
     /// ```
     ///
     /// # Degenerate batches
-    /// With fewer than two rows or prototypes there is no pair: the level is skipped and counts as 0.
+    /// With fewer than two rows or prototypes, or (`Members`) without two samples of one prototype, there is no pair: the
+    /// level is skipped and counts as 0.
     pub struct Uniformity: Regularizer {
-        /// What is spread: Instances, Prototypes or OtherCentroids.
+        /// What is spread: Instances, Prototypes, OtherCentroids or Members.
         pub level: UniformityLevel = UniformityLevel::Prototypes,
         /// The sharpness t of the potential.
         pub t: Scheduled<Positive> = Positive::lit(2.0).into(),
@@ -75,6 +80,8 @@ pub enum UniformityLevel {
     Prototypes,
     /// Each sample against the centroids of the prototypes that it does not belong to.
     OtherCentroids,
+    /// All pairs of samples of one prototype.
+    Members,
 }
 
 impl Uniformity {
@@ -139,6 +146,22 @@ impl Uniformity {
             self.exponents(batch, rows::gather(batch.z(0)?, &members), level.centroids.tensor().retaped());
         Ok(rows::log_mean_exp(rows::mask(exponents, |i, j| prototypes[i] == j), pairs))
     }
+
+    fn members<E: Scalar, D: Backend<E>>(
+        &self,
+        batch: &Batch<E, D>,
+        m: usize,
+        level: &Level<E, D>,
+    ) -> Result<Value<E, D>> {
+        let together = rows::sharing_a_prototype(level);
+        let pairs = rows::ordered_pairs(batch.size(), &together);
+        if pairs == 0 {
+            return Ok(batch.skip(format!("no two samples of the batch share a prototype of level {m}")));
+        }
+        let z = batch.z(0)?;
+        let exponents = self.exponents(batch, z.with_empty_tape(), z);
+        Ok(rows::log_mean_exp(rows::mask(exponents, |i, l| !together(i, l)), pairs))
+    }
 }
 
 impl TermInfo for Uniformity {
@@ -150,7 +173,7 @@ impl TermInfo for Uniformity {
             }
             UniformityLevel::Instances => Needs { queries: &[0, 1], ..Needs::default() },
             UniformityLevel::Prototypes => Needs { queue: self.queue, ..prototypes },
-            UniformityLevel::OtherCentroids => prototypes,
+            UniformityLevel::OtherCentroids | UniformityLevel::Members => prototypes,
         }
     }
 
@@ -167,7 +190,7 @@ impl TermInfo for Uniformity {
                 format!("the term needs at least 2 samples, got a batch of {}", facts.batch),
                 "use a larger batch",
             )],
-            UniformityLevel::Instances => Vec::new(),
+            UniformityLevel::Instances | UniformityLevel::Members => Vec::new(),
             UniformityLevel::Prototypes => findings::prototypes(facts, &self.options(self.rho.largest())),
             UniformityLevel::OtherCentroids => {
                 let mut found = findings::prototypes(facts, &PrototypeOptions::default());
@@ -186,6 +209,7 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Uniformity {
             UniformityLevel::OtherCentroids => {
                 rows::mean_over_levels(batch, |m, level| self.other_centroids(batch, m, level))
             }
+            UniformityLevel::Members => rows::mean_over_levels(batch, |m, l| self.members(batch, m, l)),
         }
     }
 }
@@ -193,7 +217,7 @@ impl<E: Scalar, D: Backend<E>> Regularizer<E, D> for Uniformity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{self, Data, Forms};
+    use crate::testing::{self, Condition, Data, Forms, dot, unit};
     use pauc_testing::{assert_within, tolerance};
     use pauc_traits::ops::NORM_EPSILON;
 
@@ -204,6 +228,7 @@ mod tests {
             "level: Instances",
             "level: Instances, queue: true, t: 3",
             "level: OtherCentroids",
+            "level: Members",
         ],
         extremes: &[
             "level: Instances, t: 1000",
@@ -234,6 +259,36 @@ mod tests {
             let short = 2.0 * 2.0 * NORM_EPSILON;
             assert_within!(got, -6.0, tolerance::f64(32, 6.0) + short, "{level}");
         }
+    }
+
+    #[test]
+    fn members_are_spread_in_pairs() {
+        let (n, t) = (8, 3.0);
+        let data = Data::toy(n, 4);
+        let rows: Vec<_> = (0..n).map(|i| unit(data.views[0].as_ref().unwrap(), 4, i)).collect();
+        let of_level = |assignments: &[Option<u32>]| {
+            let pairs = (0..n).flat_map(|i| (i + 1..n).map(move |l| (i, l)));
+            let together =
+                pairs.filter(|(i, l)| assignments[*i].is_some() && assignments[*i] == assignments[*l]);
+            let potentials: Vec<f64> =
+                together.map(|(i, l)| (-t * (2.0 - 2.0 * dot(&rows[i], &rows[l]))).exp()).collect();
+            (potentials.iter().sum::<f64>() / potentials.len() as f64).ln()
+        };
+        let want: f64 =
+            data.levels.iter().map(|l| of_level(&l.assignments)).sum::<f64>() / data.levels.len() as f64;
+        let text = "Uniformity(level: Members, t: 3)";
+        let allowed = Condition::of(text, &data).of_value(tolerance::f64);
+        assert_within!(testing::value(text, &data), want, allowed);
+    }
+
+    #[test]
+    fn samples_without_company_are_skipped() {
+        let mut data = Data::toy(6, 4);
+        data.levels.iter_mut().for_each(|l| l.assignments.fill(None));
+        data.levels[0].assignments[1] = Some(0);
+        let outcome = testing::run::<f64>("Uniformity(level: Members)", &data);
+        assert_eq!((outcome.value, outcome.skipped.len()), (0.0, 2));
+        assert!(outcome.skipped[0].contains("no two samples of the batch share"), "{:?}", outcome.skipped);
     }
 
     #[test]
