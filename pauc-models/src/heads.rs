@@ -99,9 +99,7 @@ pub trait Head<D: Compute> {
         parameters: &[Vec<Param<D>>],
     ) -> Result<Taped<(usize, usize), f32, D>> {
         let _ = (x, pass, group, parameters);
-        Err(Error::config(
-            "this head cannot normalize the shards of a batch together: leave `train.batch_norm` out",
-        ))
+        Err(ShardGroup::refused_by("head"))
     }
 
     /// Returns the learnable parameters in a fixed order.

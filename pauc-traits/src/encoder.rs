@@ -155,9 +155,7 @@ pub trait Encoder<D: Compute> {
         parameters: &[Vec<Param<D>>],
     ) -> Result<Taped<(usize, usize), f32, D>> {
         let _ = (images, pass, shards, parameters);
-        Err(crate::Error::config(
-            "this encoder cannot normalize the shards of a batch together: leave `train.batch_norm` out",
-        ))
+        Err(ShardGroup::refused_by("encoder"))
     }
 
     /// Returns the learnable parameters in a fixed order.

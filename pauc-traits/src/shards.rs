@@ -34,6 +34,13 @@ pub struct ShardGroup {
 }
 
 impl ShardGroup {
+    /// Returns the error of a part of the network (an "encoder" or a "head") that cannot normalize shards together.
+    pub fn refused_by(part: &str) -> crate::Error {
+        crate::Error::config(format!(
+            "this {part} cannot normalize the shards of a batch together: leave `train.batch_norm` out"
+        ))
+    }
+
     /// Returns where the rows of a shard are among `rows` rows, view after view.
     pub fn rows(&self, shard: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
         let (of_view, samples) = (self.count * self.samples, self.samples);

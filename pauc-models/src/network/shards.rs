@@ -101,13 +101,8 @@ impl<D: NetworkDevice> Network<D> {
     ) -> Result<TapedRows<D>> {
         let (_, height, width, channels) = *images.shape();
         let encoder = self.encoder_for((ImageShape { height, width, channels }, 0))?;
-        if encoder.normalizes_shards() {
+        if encoder.normalizes_shards() || !encoder.statistics().is_empty() {
             return encoder.forward_shards(images, pass, group, parameters);
-        }
-        if !encoder.statistics().is_empty() {
-            return Err(Error::config(
-                "this encoder cannot normalize the shards of a batch together: leave `train.batch_norm` out",
-            ));
         }
         self.features_one_by_one((images, draws), pass, group, parameters)
     }
