@@ -87,6 +87,8 @@ fn text_names_and_values() {
     refused("batch: 16", "batch: 0", "E0106", &["at least 1, got 0"]);
     refused("epochs: 2", "epochs: \"two\"", "E0106", &["recipe.ron:14:21", "found \"two\""]);
     refused("ProtoNce()", "ProtoNce", "E0101", &["write `Name()`"]);
+    let says = ["expected true or false, found Epochs(1)", "recipe.ron:14:51"];
+    refused("batch: 16", "batch: 16, term_gradients: Epochs(1)", "E0106", &says);
     refused("name: \"errors\"", "name: \"../x\"", "E0106", &["letters, digits"]);
     refused("name: \"errors\"", "version: 2, name: \"errors\"", "E0106", &["must be 1"]);
 }

@@ -19,6 +19,25 @@ mod nullable {
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
         Ok(Option::<f64>::deserialize(d)?.unwrap_or(f64::NAN))
     }
+
+    /// The same for every number of a list.
+    pub mod list {
+        use serde::{Deserialize, Deserializer, Serializer};
+
+        pub fn serialize<S: Serializer>(list: &[f64], s: S) -> Result<S::Ok, S::Error> {
+            s.collect_seq(list.iter().map(|v| v.is_finite().then_some(*v)))
+        }
+
+        pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<f64>, D::Error> {
+            let list = Vec::<Option<f64>>::deserialize(d)?;
+            Ok(list.into_iter().map(|v| v.unwrap_or(f64::NAN)).collect())
+        }
+    }
+}
+
+/// The default of a number that earlier versions did not write.
+fn nan() -> f64 {
+    f64::NAN
 }
 
 /// One line of `metrics.jsonl`.
@@ -100,6 +119,19 @@ pub struct Gradients {
     pub epoch: f64,
     /// The active terms in the recipe's order.
     pub terms: Vec<TermGradient>,
+    /// The norm of the sum of the weighted gradients; NaN if some terms read predictions and others do not.
+    #[serde(default = "nan", with = "nullable")]
+    pub total: f64,
+}
+
+impl Gradients {
+    /// Returns the cosine of each pair of terms, with the names of the two.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str, f64)> {
+        self.terms.iter().flat_map(|term| {
+            let earlier = self.terms.iter().zip(&term.cosines);
+            earlier.map(|(other, cosine)| (other.name.as_str(), term.name.as_str(), *cosine))
+        })
+    }
 }
 
 /// One term's gradient at the unit embeddings.
@@ -111,7 +143,9 @@ pub struct TermGradient {
     #[serde(with = "nullable")]
     pub norm: f64,
     /// The cosines with the gradients of the terms before it in the list. Two terms with a cosine below 0
-    /// work against each other.
+    /// work against each other. NaN if one of the two gradients is zero, or if only one of the two terms reads
+    /// predictions.
+    #[serde(with = "nullable::list")]
     pub cosines: Vec<f64>,
 }
 
@@ -489,6 +523,38 @@ mod tests {
         let text = format!(r#"{{"event":"clustering","step":1,"epoch":2,"seconds":3,"levels":[{level}]}}"#);
         let Event::Clustering(read) = Log::parse(&text).events.remove(0) else { panic!("no clustering") };
         assert_eq!((read.epoch, read.levels[0].objective, read.levels[0].splits), (2.0, 1.0, 3));
+    }
+
+    #[test]
+    fn gradients_round_trip_and_may_lack_what_has_no_value() {
+        let term = |name: &str, cosines| TermGradient { name: name.into(), norm: 0.5, cosines };
+        let terms = vec![term("A", vec![]), term("B", vec![-0.25]), term("C", vec![f64::NAN, 1.0])];
+        let written = Event::Gradients(Gradients { step: 8, epoch: 0.5, terms, total: f64::NAN });
+        let text = serde_json::to_string(&written).unwrap();
+        assert!(text.ends_with(r#"{"name":"C","norm":0.5,"cosines":[null,1.0]}],"total":null}"#), "{text}");
+        // Earlier versions did not write the total.
+        for text in [text.clone(), text.replace(r#","total":null"#, "")] {
+            let Event::Gradients(read) = Log::parse(&(text + "\n")).events.remove(0) else { panic!() };
+            let pairs: Vec<_> = read.pairs().map(|(a, b, cosine)| (format!("{a}{b}"), cosine)).collect();
+            assert_eq!((pairs[0].clone(), pairs[2].clone()), (("AB".into(), -0.25), ("BC".into(), 1.0)));
+            assert!(pairs.len() == 3 && pairs[1].1.is_nan() && read.total.is_nan());
+        }
+    }
+
+    #[test]
+    fn damaged_gradients_are_named_by_their_line() {
+        let good = r#"{"event":"gradients","step":1,"epoch":0.5,"terms":[{"name":"A","norm":1,"cosines":[]}],"total":1}"#;
+        let damaged = [
+            (r#""terms""#, r#""term""#),
+            (r#""norm":1"#, r#""norm":"large""#),
+            (r#""cosines":[]"#, r#""cosines":["a"]"#),
+            (r#""cosines":[]"#, r#""cosines":0.5"#),
+            (r#""total":1"#, r#""total":[]"#),
+            (r#""step":1"#, r#""step":-1"#),
+        ];
+        let lines: String = damaged.iter().map(|(part, by)| good.replace(part, by) + "\n").collect();
+        let log = Log::parse(&format!("{good}\n{lines}{good}\n"));
+        assert_eq!((log.events.len(), log.damaged), (2, vec![2, 3, 4, 5, 6, 7]));
     }
 
     #[test]

@@ -7,6 +7,8 @@ pub enum Section {
     Postmortem,
     /// Objective, terms, weights, learning rate.
     Training,
+    /// The gradients of single terms at the embeddings.
+    TermGradients,
     /// Health and time, per epoch.
     Health,
     /// Accuracies, RankMe.
@@ -29,6 +31,7 @@ impl Section {
         match self {
             Section::Postmortem => "The last steps",
             Section::Training => "Training",
+            Section::TermGradients => "Gradients of the terms",
             Section::Health => "Health and time",
             Section::Probes => "Probes over epochs",
             Section::Coagulation => "Coagulation",

@@ -8,9 +8,10 @@ use crate::picture;
 use crate::plot::{Chart, Scale, Series};
 use crate::postmortem::page;
 use crate::scatter::Scatter;
+use crate::term_gradients;
 use pauc_traits::probe::{MetricKind, may_read_test_split};
 
-const EPOCH: &str = "epoch";
+pub(crate) const EPOCH: &str = "epoch";
 
 /// Returns every line chart of the run, with the name of its file and its section. Some may be empty.
 pub(crate) fn charts(data: &ReportData) -> Vec<(String, Section, Chart)> {
@@ -20,6 +21,7 @@ pub(crate) fn charts(data: &ReportData) -> Vec<(String, Section, Chart)> {
         add(name, Section::Postmortem, chart);
     }
     training(data, &mut add);
+    term_gradients::charts(data, &mut add);
     health(data, &mut add);
     probes(data, &mut add);
     coagulation(data, &mut add);
@@ -50,7 +52,7 @@ fn file_name(text: &str) -> String {
 }
 
 /// Returns the epochs at which phases begin, except the first phase.
-fn marks(data: &ReportData) -> Vec<(String, f64)> {
+pub(crate) fn marks(data: &ReportData) -> Vec<(String, f64)> {
     let later = data.phases.iter().filter(|p| p.step > 0);
     later.map(|p| (p.name.clone(), data.epoch_of(p.step))).collect()
 }
@@ -97,46 +99,16 @@ fn training(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
     add("learning-rate", Section::Training, single("Learning rate", "as scheduled", over_epochs(&|s| s.lr)));
     let norm = "before clipping, all parameters";
     add("gradient-norm", Section::Training, single("Gradient norm", norm, over_epochs(&|s| s.grad_norm)));
-    gradients(data, add);
     let speed = over_epochs(&|s| s.images_per_second);
     add("throughput", Section::Training, single("Throughput", "training images / s", speed));
 }
 
 /// Appends a point to the series of that name, or starts a new series.
-fn put(series: &mut Vec<Series>, name: &str, point: (f64, f64)) {
+pub(crate) fn put(series: &mut Vec<Series>, name: &str, point: (f64, f64)) {
     match series.iter_mut().find(|s| s.name == name) {
         Some(series) => series.points.push(point),
         None => series.push(Series { name: name.into(), points: vec![point] }),
     }
-}
-
-/// The gradient norm of each term at the embeddings, and the cosine of each pair of gradients.
-fn gradients(data: &ReportData, add: &mut impl FnMut(&str, Section, Chart)) {
-    let mut terms: Vec<Series> = Vec::new();
-    let mut pairs: Vec<Series> = Vec::new();
-    for gradients in &data.gradients {
-        for term in &gradients.terms {
-            put(&mut terms, &term.name, (gradients.epoch, term.norm));
-            for (other, cosine) in gradients.terms.iter().zip(&term.cosines) {
-                put(&mut pairs, &format!("{} · {}", other.name, term.name), (gradients.epoch, *cosine));
-            }
-        }
-    }
-    let chart = |title: &str, y: &str, series, references| Chart {
-        title: title.into(),
-        x: EPOCH.into(),
-        y: y.into(),
-        series,
-        references,
-        marks: marks(data),
-        ..Chart::default()
-    };
-    let norms = chart("Gradients of the terms", "norm at the embeddings, weighted", terms, Vec::new());
-    add("term-gradients", Section::Training, norms);
-    let right = vec![("orthogonal".to_string(), 0.0)];
-    let right = if pairs.is_empty() { Vec::new() } else { right };
-    let cosines = chart("Agreement of terms", "cosine of gradients; below 0: they conflict", pairs, right);
-    add("term-cosines", Section::Training, cosines);
 }
 
 /// The state of the embeddings in training, and the time of its stages.

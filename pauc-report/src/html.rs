@@ -8,6 +8,7 @@ use crate::figure::Section;
 use crate::figures;
 use crate::plot::{STYLE, colors, escape};
 use crate::postmortem::page;
+use crate::term_gradients;
 use crate::verdict::{self, Condition, Verdict};
 use minijinja::{AutoEscape, Environment, context};
 use pauc_traits::probe::MetricKind;
@@ -24,7 +25,7 @@ struct VerdictRow {
     class: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Table {
     pub head: Vec<String>,
     pub rows: Vec<Vec<String>>,
@@ -221,6 +222,15 @@ fn sections(data: &ReportData) -> Vec<SectionView> {
             "A term that stays at its chance level (dashed) has not learned. In long runs, lines show means over \
              neighboring steps, and bands the lowest and highest values.",
         ),
+        SectionView {
+            table: term_gradients::table(data),
+            ..view(
+                Section::TermGradients,
+                "Norms show how strongly each weighted term pulls the unit embeddings, not how useful that is. Terms \
+                 whose cosine is below 0 work against each other. The table has means over the logged steps of each \
+                 phase.",
+            )
+        },
         view(
             Section::Health,
             "The spread and the rank of collapsing embeddings fall. Times cover the training steps, without probes, \

@@ -14,6 +14,7 @@
 //! | [`postmortem`] | why a run ended with NaN or infinity: causes, story, section of the page |
 //! | [`protobuf`] | the encoding of TensorBoard's events and of ONNX |
 //! | [`tensorboard`] | the metrics as TensorBoard event files |
+//! | `term_gradients` | the gradients of single terms at the embeddings |
 //! | [`verdict`] | accuracies compared with the baselines |
 //! | [`html`] | the page |
 //! | [`atlas`] | the page with a map of images |
@@ -42,6 +43,7 @@ pub mod scatter;
 pub mod side_by_side;
 pub mod study;
 pub mod tensorboard;
+mod term_gradients;
 pub mod verdict;
 
 pub use data::ReportData;

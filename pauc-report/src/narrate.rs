@@ -1,5 +1,6 @@
 //! Events as lines of text, for the console, `log.txt` and `pauc-cli tail`.
 
+use crate::axis::significant;
 use crate::events::{self, Event, Subject};
 use pauc_traits::probe::MetricKind;
 
@@ -20,6 +21,7 @@ pub fn line(event: &Event) -> Option<String> {
                 e.images_per_second,
             ))
         }
+        Event::Gradients(e) => Some(gradients(e)),
         Event::Clustering(e) => {
             let level = |l: &events::ClusterLevel| format!("k {} imbalance {:.2}", l.k, l.imbalance);
             let levels: Vec<_> = e.levels.iter().map(level).collect();
@@ -50,8 +52,27 @@ pub fn line(event: &Event) -> Option<String> {
             };
             Some(format!("{status} after {:.1} s", e.seconds))
         }
-        _ => None,
+        Event::Unknown => None,
     }
+}
+
+/// Formats the norms, and the pair of terms that disagree most.
+fn gradients(e: &events::Gradients) -> String {
+    let norm = |t: &events::TermGradient| format!("{} {}", t.name, significant(t.norm));
+    let mut line = format!(
+        "step {:>6}  epoch {:>6.2}  gradients {}",
+        e.step,
+        e.epoch,
+        e.terms.iter().map(norm).collect::<Vec<_>>().join("  ")
+    );
+    if e.terms.len() > 1 && e.total.is_finite() {
+        line.push_str(&format!("  sum {}", significant(e.total)));
+    }
+    let pairs = e.pairs().filter(|(_, _, cosine)| cosine.is_finite());
+    if let Some((a, b, cosine)) = pairs.min_by(|a, b| a.2.total_cmp(&b.2)) {
+        line.push_str(&format!("  lowest cosine {cosine:.2} ({a} · {b})"));
+    }
+    line
 }
 
 fn health(e: &events::Health) -> String {
@@ -85,6 +106,28 @@ fn stages(e: &events::Stages) -> String {
 mod tests {
     use super::*;
     use pauc_traits::probe::Metric;
+
+    #[test]
+    fn gradients_are_one_line_with_the_pair_that_disagrees_most() {
+        let term = |name: &str, norm, cosines| events::TermGradient { name: name.into(), norm, cosines };
+        let terms = vec![
+            term("InfoNce", 0.0123456, vec![]),
+            term("ProtoNce", 2.0, vec![0.5]),
+            term("VicReg", f64::NAN, vec![-0.254, f64::NAN]),
+        ];
+        let shown = |terms: &[events::TermGradient], total| {
+            line(&Event::Gradients(events::Gradients { step: 40, epoch: 0.5, terms: terms.to_vec(), total }))
+        };
+        assert_eq!(
+            shown(&terms, 2.5).unwrap(),
+            "step     40  epoch   0.50  gradients InfoNce 0.01235  ProtoNce 2.000  VicReg NaN or infinite  sum 2.500  \
+             lowest cosine -0.25 (InfoNce · VicReg)"
+        );
+        assert_eq!(shown(&terms[..1], 0.01).unwrap(), "step     40  epoch   0.50  gradients InfoNce 0.01235");
+        let apart = [terms[0].clone(), term("CosinePrediction", 1.0, vec![f64::NAN])];
+        let want = "step     40  epoch   0.50  gradients InfoNce 0.01235  CosinePrediction 1.000";
+        assert_eq!(shown(&apart, f64::NAN).unwrap(), want);
+    }
 
     #[test]
     fn events_are_formatted_as_lines() {

@@ -79,6 +79,8 @@ pub fn scalars(event: &Event) -> Option<(u64, Vec<(String, f64)>)> {
         }
         Event::Gradients(e) => {
             e.terms.iter().for_each(|t| put(format!("gradient/{}", t.name), t.norm));
+            put("gradient/total".into(), e.total);
+            e.pairs().for_each(|(a, b, cosine)| put(format!("gradient_cosine/{a}/{b}"), cosine));
             e.step
         }
         Event::Clustering(e) => {
@@ -188,6 +190,22 @@ mod tests {
         assert_eq!(got[..8], (event.len() as u64).to_le_bytes());
         assert_eq!(got[12..12 + event.len()], event);
         assert_eq!(got.len(), 12 + event.len() + 4);
+    }
+
+    #[test]
+    fn gradients_have_norms_their_total_and_the_cosines_that_exist() {
+        let term = |name: &str, cosines| events::TermGradient { name: name.into(), norm: 0.5, cosines };
+        let terms = vec![term("A", vec![]), term("B", vec![-0.25]), term("C", vec![f64::NAN, 1.0])];
+        let event = Event::Gradients(events::Gradients { step: 8, epoch: 0.5, terms, total: 0.75 });
+        let want = [
+            ("gradient/A", 0.5),
+            ("gradient/B", 0.5),
+            ("gradient/C", 0.5),
+            ("gradient/total", 0.75),
+            ("gradient_cosine/A/B", -0.25),
+            ("gradient_cosine/B/C", 1.0),
+        ];
+        assert_eq!(scalars(&event), Some((8, want.map(|(tag, v)| (tag.to_string(), v)).to_vec())));
     }
 
     #[test]

@@ -27,6 +27,8 @@ fn the_page_loads_nothing_and_holds_every_part() {
         "3fa9c1d2",
         "prefers-color-scheme:dark",
         "Training",
+        "<h2>Gradients of the terms</h2>",
+        "<td>cosine: ProtoNce · Alignment</td>",
         "Coagulation",
         "Clustering",
         "Embeddings of the test split",
@@ -60,7 +62,7 @@ fn the_verdict_has_the_numbers_of_the_log() {
 fn every_open_tag_of_every_figure_is_closed_in_order() {
     let (dir, _) = page();
     let files = write_figures(dir.path()).unwrap();
-    assert_eq!(files.len(), 30, "{files:?}");
+    assert_eq!(files.len(), 32, "{files:?}");
     for file in files {
         let svg = std::fs::read_to_string(&file).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("--c0:"), "{}", file.display());

@@ -1,7 +1,7 @@
 //! One batch through the networks, the terms, and back. [`BatchPass::accumulate_gradients`] lists the steps
 //! in order.
 
-use crate::objective::{Evaluated, Launched, Pending, TermGradient, TermValue};
+use crate::objective::{Evaluated, Launched, Pending, TermValue};
 use crate::plan::Plan;
 use crate::prefetch::{self, DevicePrefetch};
 use crate::queue::KeyQueue;
@@ -9,6 +9,7 @@ use crate::ranks::{self, Recording};
 use crate::rows_by_view::{HostRows, RowsByView, split_views};
 use crate::state::TrainState;
 use crate::step_batch::{BatchOutcome, Placement, Shard, StepBatch, StepCache};
+use crate::term_gradients::GradientsByTerm;
 use dfdx::prelude::{Cpu, NoneTape};
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
@@ -76,7 +77,7 @@ struct TermOutputs<D: NetworkDevice> {
     values: TermValues<D>,
     /// Scaled by the batch's share of the step's mean.
     gradients: TermGradients<D>,
-    gradients_by_term: Vec<TermGradient>,
+    gradients_by_term: Option<GradientsByTerm>,
 }
 
 /// The loss and the terms' values, which a device may still be computing.
@@ -290,11 +291,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         let _stage = span("terms");
         let (device, plan, place) = (self.device, self.plan, self.batch.place);
         let inputs = self.term_inputs(online, keys)?;
-        let gradients_by_term = if place.logged && plan.recipe.train.term_gradients {
-            plan.objective.gradients_by_term(device, &inputs)?
-        } else {
-            Vec::new()
-        };
+        let gradients_by_term = self.gradients_by_term(&inputs)?;
         let (values, mut gradients) = match self.batch.placement {
             Placement::DeviceAsync => {
                 let Launched { values, gradients } = plan.objective.launch(Batch::new(device, inputs)?)?;
@@ -310,6 +307,29 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
             scale(&mut gradients, place.share);
         }
         Ok(TermOutputs { values, gradients, gradients_by_term })
+    }
+
+    /// Returns the gradients of single terms, if the recipe asks for them and the batch is logged.
+    fn gradients_by_term(&self, inputs: &Inputs<f32, D>) -> Result<Option<GradientsByTerm>> {
+        if !(self.batch.place.logged && self.plan.recipe.train.term_gradients) {
+            return Ok(None);
+        }
+        GradientsByTerm::new(inputs, self.evaluate_each(inputs)?).map(Some)
+    }
+
+    /// Evaluates each active term for itself, on the device that evaluates their sum.
+    pub(crate) fn evaluate_each(
+        &self,
+        inputs: &Inputs<f32, D>,
+    ) -> Result<Vec<(TermValue, BatchGradients<f32>)>> {
+        let objective = &self.plan.objective;
+        match self.batch.placement {
+            Placement::Host => {
+                let cpu = Cpu::default();
+                objective.evaluate_each(&cpu, &inputs.on(&cpu)?)
+            }
+            Placement::DeviceSync | Placement::DeviceAsync => objective.evaluate_each(self.device, inputs),
+        }
     }
 
     /// Collects all inputs of the terms.

@@ -130,10 +130,12 @@ fn value_problem(error: &Ron, found: Option<&str>) -> Option<String> {
         Ron::Message(message) => value_message(message),
         Ron::InvalidValueForType { expected, found } => mismatch(expected, found),
         Ron::IntegerOutOfBounds => integer_message(found.unwrap_or_default()),
+        Ron::ExpectedBoolean => {
+            format!("expected true or false, found {}", found.unwrap_or("something else"))
+        }
         Ron::ExpectedInteger
         | Ron::ExpectedFloat
         | Ron::ExpectedString
-        | Ron::ExpectedBoolean
         | Ron::ExpectedArray
         | Ron::ExpectedUnit
         | Ron::ExpectedOption => {

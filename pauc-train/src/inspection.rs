@@ -6,8 +6,6 @@
 use crate::batch_pass::{BatchPass, OnlineRows, TRAIN_NO_GRAD};
 use crate::objective::TermValue;
 use crate::rows_by_view::HostRows;
-use crate::step_batch::Placement;
-use dfdx::prelude::Cpu;
 use pauc_models::device::NetworkDevice;
 use pauc_traits::batch::BatchGradients;
 use pauc_traits::{Result, ops};
@@ -80,13 +78,7 @@ impl<D: NetworkDevice> BatchPass<'_, D> {
         let on_host = |m: &Option<ops::Matrix<f32, D>>| m.as_ref().map(ops::to_host).transpose();
         let of_keys = keys.iter().map(on_host).collect::<Result<_>>()?;
         let inputs = self.term_inputs(online, keys)?;
-        let terms = match batch.placement {
-            Placement::Host => {
-                let cpu = Cpu::default();
-                self.plan.objective.evaluate_each(&cpu, &inputs.on(&cpu)?)?
-            }
-            _ => self.plan.objective.evaluate_each(self.device, &inputs)?,
-        };
+        let terms = self.evaluate_each(&inputs)?;
         Ok(Inspection {
             samples,
             features: of_features,

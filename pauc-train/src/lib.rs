@@ -8,7 +8,7 @@
 //! stores; [`trainer`] is the training loop on a plan and a state; [`run`] adds a folder, a log and a report, [`mod@resume`]
 //! continues it, [`branch`] from any of its checkpoints and with a changed recipe, of which [`history`] has all.
 //! [`export`] writes the encoder of a run, [`mod@bench`] times its step. [`objective`], [`prototypes`],
-//! [`queue`] and [`evaluate`] are parts of the loop. [`term`] and [`mod@cluster`] run one component on the
+//! [`queue`], [`term_gradients`] and [`evaluate`] are parts of the loop. [`term`] and [`mod@cluster`] run one component on the
 //! tensors in a file. [`mod@compare`] compares runs, [`side_by_side`] reads them for one page,
 //! [`reproduce`] compares a run with stored metrics,
 //! [`suggest`] writes a recipe for a dataset, [`sweep`] plans many runs of one recipe. [`saved_run`] opens an existing run, [`rebuild`] repairs what describes it, [`data_issues`] looks for
@@ -84,6 +84,7 @@ pub mod suggest;
 mod suspects;
 pub mod sweep;
 pub mod term;
+pub mod term_gradients;
 mod timings;
 pub mod trainer;
 

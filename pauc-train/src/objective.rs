@@ -1,7 +1,7 @@
 //! The weighted sum of terms, evaluated and differentiated at the embeddings.
 
 use crate::recipe::WeightedTerm;
-use dfdx::prelude::{HasShape, NoneTape, Rank0, Tensor};
+use dfdx::prelude::{NoneTape, Rank0, Tensor};
 use pauc_traits::backend::{Backend, Scalar, Value};
 use pauc_traits::batch::{BatchGradients, Inputs};
 use pauc_traits::component_ron::Term;
@@ -114,17 +114,6 @@ impl Reads {
         self.online.sort_by_key(first_of_size);
         self.momentum.sort_by_key(first_of_size);
     }
-}
-
-/// The gradient of one term at the embeddings.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TermGradient {
-    /// The term's name in logs.
-    pub name: String,
-    /// The norm of weight·∂L/∂z over all views, see [`Objective::gradients_by_term`].
-    pub norm: f64,
-    /// The cosines with the gradients of the preceding terms, in order; 0 if one of the two is zero.
-    pub cosines: Vec<f64>,
 }
 
 /// The objective's value and gradients on one batch.
@@ -246,46 +235,6 @@ impl Objective {
         Ok((sum, Pending { terms, values }))
     }
 
-    /// Returns the gradient of each active term at the embeddings, as norms and pairwise cosines. They show
-    /// which terms work against each other.
-    ///
-    /// Gradients with respect to raw outputs x are multiplied by ‖x‖, row by row. For a term that reads unit
-    /// embeddings z = x/‖x‖ this is ∂L/∂z within the sphere; for one that reads x it is the gradient in the
-    /// same units. Predictions count as separate rows.
-    ///
-    /// # Errors
-    /// As [`Objective::evaluate`].
-    pub fn gradients_by_term<E: Scalar, D: Backend<E>>(
-        &self,
-        device: &D,
-        inputs: &Inputs<E, D>,
-    ) -> Result<Vec<TermGradient>> {
-        let rows =
-            |m: &Option<Matrix<E, D>>| m.as_ref().map(|m| Ok((ops::to_host(m)?, m.shape().1))).transpose();
-        let outputs: Vec<_> =
-            inputs.views.iter().chain(&inputs.predictions).map(rows).collect::<Result<_>>()?;
-        let mut all: Vec<(TermGradient, Vec<f64>)> = Vec::new();
-        for (TermValue { name, weight, .. }, gradients) in self.evaluate_each(device, inputs)? {
-            let BatchGradients { views, predictions, .. } = gradients;
-            let mut gradient = Vec::new();
-            for (found, outputs) in views.into_iter().chain(predictions).zip(&outputs) {
-                let (Some(found), Some((x, dim))) = (found, outputs) else { continue };
-                for (g, x) in found.chunks(*dim).zip(x.chunks(*dim)) {
-                    let length = x.iter().map(|v| v.as_f64().powi(2)).sum::<f64>().sqrt();
-                    gradient.extend(g.iter().map(|v| v.as_f64() * length));
-                }
-            }
-            let norm = dot(&gradient, &gradient).sqrt();
-            let cosine = |(_, other): &(TermGradient, Vec<f64>)| {
-                let lengths = norm * dot(other, other).sqrt();
-                if lengths > 0.0 { dot(&gradient, other) / lengths } else { 0.0 }
-            };
-            let cosines = all.iter().map(cosine).collect();
-            all.push((TermGradient { name, norm: norm * weight, cosines }, gradient));
-        }
-        Ok(all.into_iter().map(|(t, _)| t).collect())
-    }
-
     /// Evaluates each active term for itself, with its gradients before weighting. A value may be NaN or infinite.
     ///
     /// # Errors
@@ -309,77 +258,5 @@ impl Objective {
             Ok((found, batch.backward(value)?))
         };
         self.active(&inputs.clock).map(each).collect()
-    }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use dfdx::prelude::Cpu;
-    use pauc_testing::{assert_within, tolerance};
-
-    fn objective(terms: &[(&str, f64)]) -> Objective {
-        let weighted = |(term, weight): &(&str, f64)| WeightedTerm {
-            term: Term::parse(term).unwrap(),
-            weight: NonNegative::try_from(*weight).unwrap().into(),
-            from: pauc_traits::TrainingSpan::Steps(0),
-        };
-        let facts = Facts {
-            batch: 3,
-            dim: 2,
-            samples: 3,
-            momentum: false,
-            predictor: false,
-            queue: None,
-            prototypes: Vec::new(),
-            classes: None,
-        };
-        let terms: Vec<_> = terms.iter().map(weighted).collect();
-        Objective::plan(&terms, &Clock::still().horizon, u64::MAX, &facts)
-    }
-
-    fn inputs() -> Inputs<f64, Cpu> {
-        let dev = Cpu::default();
-        let m = |v: [f64; 6]| Some(ops::constant(&dev, v.to_vec(), (3, 2)));
-        let views = vec![m([2.0, 0.5, -0.3, 1.0, 0.4, -0.8]), m([1.0, 0.7, -0.9, 0.6, 0.1, -0.5])];
-        Inputs { views, ..Inputs::default() }
-    }
-
-    #[test]
-    fn gradients_of_terms_add_up_to_that_of_the_objective() {
-        let of = |terms| objective(terms).gradients_by_term(&Cpu::default(), &inputs()).unwrap();
-        let both = of(&[("Alignment(level: Instances)", 2.0), ("Uniformity(level: Instances)", 0.5)]);
-        let (a, u) = (&both[0], &both[1]);
-        assert!(a.cosines.is_empty() && u.cosines.len() == 1 && u.cosines[0].abs() < 1.0);
-        // ‖g + h‖² = ‖g‖² + ‖h‖² + 2·cos·‖g‖‖h‖, with the sum from the objective's own backward pass.
-        let batch = Batch::new(&Cpu::default(), inputs()).unwrap();
-        let all = objective(&[("Alignment(level: Instances)", 2.0), ("Uniformity(level: Instances)", 0.5)]);
-        let views = all.evaluate(batch).unwrap().gradients.views;
-        let mut sum = 0.0;
-        for (g, x) in views.iter().flatten().zip(inputs().views.iter().flatten()) {
-            for (g, x) in g.chunks(2).zip(x.as_vec().chunks(2)) {
-                sum += dot(g, g) * dot(x, x);
-            }
-        }
-        let want = a.norm.powi(2) + u.norm.powi(2) + 2.0 * u.cosines[0] * a.norm * u.norm;
-        // Squares of two gradients, each from at most a hundred operations: six rows of two, unit length,
-        // three pairs, and back.
-        assert_within!(sum, want, tolerance::f64(100, (a.norm + u.norm).powi(2)));
-    }
-
-    #[test]
-    fn equal_terms_agree_and_a_zero_gradient_has_no_direction() {
-        let of = |terms| objective(terms).gradients_by_term(&Cpu::default(), &inputs()).unwrap();
-        let found =
-            of(&[("Dcl()", 1.0), ("Dcl()", 3.0), ("VicReg(invariance: 0, variance: 0, covariance: 0)", 1.0)]);
-        assert_eq!(found[1].name, "Dcl#2");
-        // The two gradients have the same bits: 12 numbers in an inner product and in two norms.
-        assert_within!(found[1].cosines[0], 1.0, tolerance::f64(2 * 12 + 4, 1.0));
-        assert_within!(found[1].norm / found[0].norm, 3.0, tolerance::f64(2, 3.0));
-        assert_eq!((found[2].norm, found[2].cosines.as_slice()), (0.0, &[0.0, 0.0][..]));
     }
 }

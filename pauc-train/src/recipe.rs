@@ -201,9 +201,10 @@ component! {
         pub clip_gradient: Option<Positive> = None,
         /// Optimizer steps between two lines of the log.
         pub log_every: Count = Count::lit(10),
-        /// Whether each line of the log includes every term's gradient at the embeddings: its norm, and its
-        /// cosine with the other terms' gradients. Costs one more backward pass per term, at logged steps
-        /// only.
+        /// Whether each line of the log includes the gradient of every term at the embeddings: its norm, its cosine
+        /// with those of the other terms, and the norm of the sum. It shows which terms pull how strongly, and which
+        /// work against each other. Costs one more backward pass per term, from the loss to the embeddings, at logged
+        /// steps only, and does not change the run.
         pub term_gradients: bool = false,
         /// The interval between checkpoints; also within epochs, such as `Steps(500)`.
         pub checkpoint_every: TrainingSpan = TrainingSpan::epochs(5),

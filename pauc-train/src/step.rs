@@ -1,11 +1,12 @@
 //! One optimizer step: gradients of its batches, optimizer, momentum encoder.
 
 use crate::batch_pass::BatchPass;
-use crate::objective::{TermGradient, TermValue};
+use crate::objective::TermValue;
 use crate::plan::Plan;
 use crate::state::TrainState;
 use crate::step_batch::{BatchOutcome, BatchPlace, StepBatch, StepCache, split};
 use crate::step_trace::CurrentStep;
+use crate::term_gradients::GradientsByTerm;
 use pauc_data::ImageBatch;
 use pauc_models::device::NetworkDevice;
 use pauc_models::optimizers::{shorten_gradients, squared_gradients};
@@ -21,7 +22,7 @@ pub(crate) struct StepOutcome {
     /// The value of each term.
     pub terms: Vec<TermValue>,
     /// Gradients by term, if they are logged.
-    pub gradients_by_term: Vec<TermGradient>,
+    pub gradients_by_term: Option<GradientsByTerm>,
     /// The update of the parameters.
     pub update: Update,
 }

@@ -1,13 +1,14 @@
 //! A batch of a step, its path through the networks, and data kept between steps.
 
 use crate::gradient_tree::GradientTree;
-use crate::objective::{Reads, TermGradient, TermValue};
+use crate::objective::{Reads, TermValue};
 use crate::plan::Plan;
 use crate::prefetch::{self, DevicePrefetch};
 use crate::ranks::{self, ExchangeOfRanks};
 use crate::recipe::{BatchNormStatistics, Terms};
 use crate::state::TrainState;
 use crate::step_trace::StepTrace;
+use crate::term_gradients::GradientsByTerm;
 use pauc_data::{ImageBatch, Share};
 use pauc_distributed::Communicator;
 use pauc_models::device::NetworkDevice;
@@ -215,7 +216,7 @@ pub(crate) struct BatchOutcome {
     /// The value of each term.
     pub terms: Vec<TermValue>,
     /// Gradients by term, if they are logged.
-    pub gradients_by_term: Vec<TermGradient>,
+    pub gradients_by_term: Option<GradientsByTerm>,
 }
 
 impl BatchOutcome {

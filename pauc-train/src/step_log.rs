@@ -1,10 +1,11 @@
 //! The log entry of a step.
 
-use crate::objective::{TermGradient, TermValue};
+use crate::objective::TermValue;
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::state::TrainState;
 use crate::step::StepOutcome;
+use crate::term_gradients::GradientsByTerm;
 use pauc_models::device::NetworkDevice;
 use pauc_report::events::{self, Event};
 use pauc_traits::Result;
@@ -25,10 +26,6 @@ pub(crate) fn log_step<D: NetworkDevice>(
             watch.warn(step, format!("{} has no value on some batches: {why}", term.name))?;
         }
     }
-    if !outcome.gradients_by_term.is_empty() {
-        let terms = outcome.gradients_by_term.iter().map(gradient_event).collect();
-        watch.event(&Event::Gradients(events::Gradients { step, epoch, terms }))?;
-    }
     watch.event(&Event::Step(events::Step {
         step,
         epoch,
@@ -37,7 +34,11 @@ pub(crate) fn log_step<D: NetworkDevice>(
         terms: outcome.terms.iter().map(term_event).collect(),
         grad_norm: outcome.update.gradient_norm,
         images_per_second,
-    }))
+    }))?;
+    match &outcome.gradients_by_term {
+        Some(gradients) => watch.event(&gradients_event(step, epoch, gradients)),
+        None => Ok(()),
+    }
 }
 
 fn term_event(term: &TermValue) -> events::Term {
@@ -50,10 +51,11 @@ fn term_event(term: &TermValue) -> events::Term {
     }
 }
 
-fn gradient_event(gradient: &TermGradient) -> events::TermGradient {
-    events::TermGradient {
-        name: gradient.name.clone(),
-        norm: gradient.norm,
-        cosines: gradient.cosines.clone(),
-    }
+fn gradients_event(step: u64, epoch: f64, gradients: &GradientsByTerm) -> Event {
+    let terms = gradients.terms.iter().map(|term| events::TermGradient {
+        name: term.name.clone(),
+        norm: term.norm,
+        cosines: term.cosines.clone(),
+    });
+    Event::Gradients(events::Gradients { step, epoch, terms: terms.collect(), total: gradients.total })
 }

@@ -33,8 +33,14 @@ def _step(event: Event) -> Iterator[Scalar]:
 
 
 def _gradients(event: Event) -> Iterator[Scalar]:
-    for term in event["terms"]:
+    terms = event["terms"]
+    for term in terms:
         yield f"gradient/{term['name']}", term["norm"]
+    # Earlier versions did not write it.
+    yield "gradient/total", event.get("total")
+    for term in terms:
+        for other, cosine in zip(terms, term["cosines"]):
+            yield f"gradient_cosine/{other['name']}/{term['name']}", cosine
 
 
 def _clustering(event: Event) -> Iterator[Scalar]:

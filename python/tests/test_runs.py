@@ -78,6 +78,19 @@ def test_damaged_and_truncated_lines_are_left_out(tmp_path: Path) -> None:
     assert metrics.names() == ["train/gradient_norm", "train/images_per_second", "train/lr"]
 
 
+def test_gradients_have_norms_their_total_and_the_cosines_that_exist(tmp_path: Path) -> None:
+    terms = '[{"name":"A","norm":0.5,"cosines":[]},{"name":"B","norm":null,"cosines":[-0.25]},'
+    terms += '{"name":"C","norm":0.5,"cosines":[null,1]}]'
+    line = f'{{"event":"gradients","step":8,"epoch":0.5,"terms":{terms},"total":0.75}}\n'
+    # Earlier versions did not write the total.
+    (tmp_path / "metrics.jsonl").write_text(line + line.replace(',"total":0.75', "").replace(":8,", ":9,"))
+    metrics = pauc.metrics(tmp_path)
+    cosines = ["gradient_cosine/A/B", "gradient_cosine/B/C"]
+    assert metrics.names() == ["gradient/A", "gradient/C", "gradient/total", *cosines]
+    assert [list(values) for values in metrics.history("gradient/total")] == [[8], [0.75]]
+    assert [list(values) for values in metrics.history(cosines[0])] == [[8, 9], [-0.25, -0.25]]
+
+
 def test_runs_are_found_below_a_folder(trained: pauc.Run, tmp_path: Path) -> None:
     shutil.copytree(trained.path, tmp_path / "sweep" / "a" / "seed3")
     shutil.copytree(trained.path, tmp_path / "sweep" / "b" / "seed3")

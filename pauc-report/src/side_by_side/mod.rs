@@ -200,8 +200,14 @@ fn recipes(all: &SideBySide) -> Vec<RecipeView<'_>> {
 }
 
 fn sections(overlays: &Overlays) -> Vec<SectionView> {
-    let all =
-        [Section::Training, Section::Health, Section::Probes, Section::Coagulation, Section::Clustering];
+    let all = [
+        Section::Training,
+        Section::TermGradients,
+        Section::Health,
+        Section::Probes,
+        Section::Coagulation,
+        Section::Clustering,
+    ];
     let view = |section: Section| SectionView {
         title: section.title(),
         figures: overlays.figures.iter().filter(|f| f.section == section).map(|f| f.svg.clone()).collect(),

@@ -51,6 +51,23 @@ fn step(step: u64) -> Event {
     })
 }
 
+/// Gradients of terms, of which the last two start with the prototypes and disagree with the first.
+fn gradients(step: u64) -> Event {
+    let epoch = step as f64 / STEPS_PER_EPOCH as f64;
+    let norm = |from: f64, i: u64| {
+        fall(from, 0.4 * from, epoch / EPOCHS as f64, 3.0) * (1.0 + 0.1 * noise(step * 3 + i))
+    };
+    let wobble = |cosine: f64, i: u64| cosine + 0.05 * noise(step * 5 + i);
+    let term = |name: &str, norm, cosines| TermGradient { name: name.into(), norm, cosines };
+    let mut terms = vec![term("InfoNce", norm(0.09, 0), vec![])];
+    if step > WARM_UP * STEPS_PER_EPOCH {
+        terms.push(term("ProtoNce", norm(0.03, 1), vec![wobble(0.35, 0)]));
+        terms.push(term("Alignment", norm(0.0004, 2), vec![wobble(0.1, 1), wobble(-0.3, 2)]));
+    }
+    let total = 1.1 * terms.iter().map(|t| t.norm.powi(2)).sum::<f64>().sqrt();
+    Event::Gradients(Gradients { step, epoch, terms, total })
+}
+
 fn clustering(epoch: u64) -> Event {
     let progress = epoch as f64 / EPOCHS as f64;
     let level = |k: u64| ClusterLevel {
@@ -173,6 +190,7 @@ pub fn events() -> Vec<Event> {
             events.push(clustering(epoch));
         }
         events.extend((1..=STEPS_PER_EPOCH).map(|s| step(epoch * STEPS_PER_EPOCH + s)));
+        events.push(gradients((epoch + 1) * STEPS_PER_EPOCH));
         events.extend(health(epoch + 1));
         if (epoch + 1).is_multiple_of(2) {
             let progress = (epoch + 1) as f64 / EPOCHS as f64;

@@ -242,6 +242,9 @@ pub fn logs() -> Vec<Vec<u8>> {
         "\n",
         r#"{"event":"gradients","step":1,"epoch":0.5,"terms":[]}"#,
         "\n",
+        r#"{"event":"gradients","step":2,"epoch":1.0,"terms":[{"name":"A","norm":1e300,"cosines":[]},{"name":"B","#,
+        r#""norm":null,"cosines":[-0.5]},{"name":"C","norm":0,"cosines":[null,null,1.0]}],"total":null}"#,
+        "\n",
         r#"{"event":"new in a later version"}"#,
         "\n"
     );
