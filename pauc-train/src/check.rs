@@ -320,7 +320,8 @@ impl<'a> Checker<'a> {
                 format!("`{}` starts at step {from}, but the first clustering is at step {}", t.name, t.from);
             self.warn("E0212", &format!("objective[{i}].from"), message, "the term waits for the clustering");
         }
-        for finding in t.term.info().check(facts) {
+        let facts = Facts { weight: t.weight.largest(), ..facts.clone() };
+        for finding in t.term.info().check(&facts) {
             let path = finding.field.map_or(path.clone(), |f| format!("{path}.{f}"));
             self.add(finding.severity, finding.code, &path, finding.message, finding.help);
         }

@@ -163,6 +163,7 @@ mod tests {
             queue: None,
             prototypes: Vec::new(),
             classes: None,
+            weight: 1.0,
         };
         let terms: Vec<_> = terms.iter().map(weighted).collect();
         Objective::plan(&terms, &Clock::still().horizon, u64::MAX, &facts)

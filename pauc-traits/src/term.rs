@@ -47,6 +47,8 @@ pub struct Facts {
     pub prototypes: Vec<Option<usize>>,
     /// The number of classes, if there are labels.
     pub classes: Option<usize>,
+    /// The largest weight of the term whose rules are checked; 1 for chance levels, which do not depend on it.
+    pub weight: f64,
 }
 
 /// The severity of a [`Finding`].

@@ -7,11 +7,14 @@ use pauc_traits::batch::Level;
 use pauc_traits::ops::{self, Matrix};
 use pauc_traits::rng::{self, Purpose};
 use pauc_traits::softmax::{Bank, FusedLoss, Graded, Positives, Scale, SoftmaxKernels};
-use pauc_traits::term::{Contrast, Facts, Finding};
+use pauc_traits::term::{Contrast, Facts, Finding, Severity};
 use pauc_traits::{
     Backend, Batch, ContrastiveLoss, Count, Error, Needs, Result, Scalar, TermInfo, Value, component,
 };
 use serde::{Deserialize, Serialize};
+
+/// The largest weight beside an InfoNCE of weight 1 with which the study `mechanism` measured no loss of accuracy.
+const HARMLESS_WEIGHT: f64 = 4.0;
 
 component! {
     /// Picks out each sample's prototype by a softmax over prototypes, with one temperature per prototype.
@@ -291,6 +294,15 @@ impl TermInfo for ProtoNce {
                 _ => {}
             }
         }
+        if facts.weight > HARMLESS_WEIGHT {
+            found.push(Finding {
+                severity: Severity::Warning,
+                code: findings::PROTOTYPES_DOMINATE,
+                field: None,
+                message: format!("the weight {} lets prototypes contract their images", facts.weight),
+                help: format!("use a weight of at most {HARMLESS_WEIGHT}"),
+            });
+        }
         if self.duplicates && self.negatives == Denominator::All {
             found.push(error(
                 findings::INCOMPATIBLE,
@@ -382,6 +394,15 @@ mod tests {
         assert!(found[0].message.contains("leaves 89"), "{}", found[0].message);
         let found = testing::term("ProtoNce(duplicates: true)").info().check(&testing::facts(10, 4, &[100]));
         assert_eq!(found[0].code, findings::INCOMPATIBLE);
+    }
+
+    #[test]
+    fn a_weight_beyond_those_that_were_harmless_is_warned_of() {
+        let codes = |weight| {
+            let facts = Facts { weight, ..testing::facts(256, 32, &[100]) };
+            testing::term("ProtoNce()").info().check(&facts).iter().map(|f| f.code).collect::<Vec<_>>()
+        };
+        assert_eq!((codes(4.0), codes(16.0)), (vec![], vec![findings::PROTOTYPES_DOMINATE]));
     }
 
     #[test]
