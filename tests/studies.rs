@@ -20,7 +20,11 @@ const METRICS: [Metric; 5] = [
     Metric { name: ("knn/", "/t0.07"), label: "kNN, %", is_percent: true },
     Metric { name: ("linear/lbfgs/standardised", "standardised"), label: "linear, %", is_percent: true },
     Metric { name: ("kmeans/", "/nmi"), label: "NMI", is_percent: false },
-    Metric { name: ("coagulation/classes/within_rank", "within_rank"), label: "rank within classes", is_percent: false },
+    Metric {
+        name: ("coagulation/classes/within_rank", "within_rank"),
+        label: "rank within classes",
+        is_percent: false,
+    },
     Metric { name: ("rankme/features", "rankme/features"), label: "rank of features", is_percent: false },
 ];
 
@@ -48,7 +52,8 @@ impl Metric {
 
     /// Finds the metric in a row: its name in the results, and its mean over seeds with the standard deviation.
     fn of_row<'a>(&self, row: &'a Value) -> (&'a str, [f64; 2]) {
-        let (name, spread) = row["metrics"].as_object().unwrap().iter().find(|(name, _)| self.is(name)).unwrap();
+        let (name, spread) =
+            row["metrics"].as_object().unwrap().iter().find(|(name, _)| self.is(name)).unwrap();
         (name, ["mean", "sd"].map(|part| spread[part].as_f64().unwrap()))
     }
 }
@@ -70,8 +75,10 @@ fn cells(row: &Value) -> String {
 /// Returns the first two lines of a table, with the swept paths after the arm.
 fn heading(first: &Value, columns: &[&str]) -> String {
     let paths = first["set"].as_object().unwrap().keys().map(|path| format!("`{path}`"));
-    let columns: Vec<_> =
-        std::iter::once("arm".to_string()).chain(paths).chain(columns.iter().map(|c| c.to_string())).collect();
+    let columns: Vec<_> = std::iter::once("arm".to_string())
+        .chain(paths)
+        .chain(columns.iter().map(|c| c.to_string()))
+        .collect();
     format!("| {} |\n|{}\n", columns.join(" | "), "---|".repeat(columns.len()))
 }
 
@@ -152,7 +159,10 @@ fn tables_match_the_stored_results() {
         std::fs::write(&path, &text).unwrap();
     }
     let page = std::fs::read_to_string(&path).unwrap();
-    assert!(page == text, "study.md is out of date: run PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test studies");
+    assert!(
+        page == text,
+        "study.md is out of date: run PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test studies"
+    );
 }
 
 /// Every run says what made it, so that it can be made again.
