@@ -283,7 +283,11 @@ fn combinations_that_do_not_fit() {
     warned(&crowd, "W0302", &["recipe.ron:12:", "60 prototypes for batches of 8", "`n_min: 2`"]);
     warned(&[("ProtoNce()", "Correlation()")], "W0303", &["recipe.ron:12:", "about 4 occupied", "8"]);
     warned(&[("ProtoNce()", "CosinePrediction()")], "W0305", &["recipe.ron:12:", "add `predictor: "]);
-    warned(&[("weight: 0.5", "weight: 16.0")], "W0306", &["recipe.ron:12:", "the weight 16", "at most 4"]);
+    warned(
+        &[("weight: 0.5", "weight: 16.0")],
+        "W0306",
+        &["recipe.ron:12:", "is 16 times", "at most 4 times"],
+    );
     // Predictors and micro-batches.
     refused(
         "    queue",

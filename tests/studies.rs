@@ -12,20 +12,23 @@ struct Metric {
     /// The name in the results begins and ends with these.
     name: (&'static str, &'static str),
     label: &'static str,
-    /// Whether it is a fraction that the page shows in percent.
-    is_percent: bool,
+    /// What values are multiplied by: fractions are shown in percent.
+    scale: f64,
+    /// The number of decimals.
+    digits: usize,
 }
 
 const METRICS: [Metric; 5] = [
-    Metric { name: ("knn/", "/t0.07"), label: "kNN, %", is_percent: true },
-    Metric { name: ("linear/lbfgs/standardised", "standardised"), label: "linear, %", is_percent: true },
-    Metric { name: ("kmeans/", "/nmi"), label: "NMI", is_percent: false },
+    Metric { name: ("knn/", "/t0.07"), label: "kNN, %", scale: 100.0, digits: 1 },
+    Metric { name: ("linear/", "/standardised"), label: "linear, %", scale: 100.0, digits: 1 },
+    Metric { name: ("kmeans/", "/nmi"), label: "NMI", scale: 1.0, digits: 3 },
     Metric {
-        name: ("coagulation/classes/within_rank", "within_rank"),
+        name: ("coagulation/classes/", "/within_rank"),
         label: "rank within classes",
-        is_percent: false,
+        scale: 1.0,
+        digits: 2,
     },
-    Metric { name: ("rankme/features", "rankme/features"), label: "rank of features", is_percent: false },
+    Metric { name: ("rankme/", "/features"), label: "rank of features", scale: 1.0, digits: 1 },
 ];
 
 impl Metric {
@@ -33,16 +36,8 @@ impl Metric {
         name.starts_with(self.name.0) && name.ends_with(self.name.1)
     }
 
-    /// Formats a value: percentages and values from 10 on with one decimal, others with two, and with three below 1.
     fn number(&self, value: f64) -> String {
-        let digits = match value.abs() {
-            _ if self.is_percent => 1,
-            10.0.. => 1,
-            1.0.. => 2,
-            _ => 3,
-        };
-        let value = if self.is_percent { 100.0 * value } else { value };
-        format!("{value:.digits$}")
+        format!("{:.*}", self.digits, self.scale * value)
     }
 
     fn signed(&self, value: f64) -> String {
@@ -88,16 +83,15 @@ fn difference<'a>(study: &'a Value, row: &Value, metric: &str) -> Option<&'a Val
     all.iter().find(|d| d["arm"] == row["arm"] && d["set"] == row["set"] && d["metric"] == metric)
 }
 
-/// Renders the means of a study over seeds: one line for each arm and each combination of swept values. A star marks
-/// a difference whose p-value is below 0.05 after Holm's correction.
+/// Renders the means of a study over seeds ± the standard deviations: one line for each arm and each combination of swept
+/// values, with a [`star`] where it differs from the arm that others are compared with.
 fn means(study: &Value) -> String {
     let mut out = heading(&rows(study)[0], &METRICS.each_ref().map(|m| m.label));
     for row in rows(study) {
         out += &format!("| {} | {}", arm(row), cells(row));
         for metric in &METRICS {
             let (name, [mean, sd]) = metric.of_row(row);
-            let differs = difference(study, row, name).is_some_and(|d| d["p_holm"].as_f64().unwrap() < 0.05);
-            let star = if differs { "\\*" } else { "" };
+            let star = difference(study, row, name).map_or("", star);
             out += &format!("{} ± {}{star} | ", metric.number(mean), metric.number(sd));
         }
         out = out.trim_end().to_string() + "\n";
@@ -105,28 +99,50 @@ fn means(study: &Value) -> String {
     out
 }
 
-fn p_value(p: f64) -> String {
-    if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") }
+/// Marks a difference whose p-value is below 0.05 after Holm's correction.
+fn star(difference: &Value) -> &'static str {
+    if difference["p_holm"].as_f64().unwrap() < 0.05 { "\\*" } else { "" }
 }
 
-/// Renders the differences of a study: the mean, its 95 % interval by Student's distribution, and Holm's p-value.
+/// Renders the differences of a study: means with the 95 % intervals by Student's distribution, one line for each arm and
+/// each combination of swept values.
 fn differences(study: &Value) -> String {
-    let all = study["comparison"]["differences"].as_array().unwrap();
-    let mut out = heading(&all[0], &["metric", "difference", "95 % interval", "p"]);
-    for d in all {
-        let metric = METRICS.iter().find(|m| m.is(d["metric"].as_str().unwrap())).unwrap();
-        let shown = |value: &Value| metric.signed(value.as_f64().unwrap());
-        let ends = [0, 1].map(|end| shown(&d["t_interval"][end]));
-        out += &format!(
-            "| {} | {}{} | {} | {} to {} | {} |\n",
-            arm(d),
-            cells(d),
-            metric.label,
-            shown(&d["mean"]),
-            ends[0],
-            ends[1],
-            p_value(d["p_holm"].as_f64().unwrap())
-        );
+    let mut out = heading(&rows(study)[0], &METRICS.each_ref().map(|m| m.label));
+    for row in rows(study).iter().filter(|row| row["arm"] != study["comparison"]["to"]) {
+        out += &format!("| {} | {}", arm(row), cells(row));
+        for metric in &METRICS {
+            let (name, _) = metric.of_row(row);
+            let d = difference(study, row, name).unwrap_or_else(|| panic!("{name} is not compared"));
+            let [mean, low, high] = [&d["mean"], &d["t_interval"][0], &d["t_interval"][1]]
+                .map(|value| metric.signed(value.as_f64().unwrap()));
+            out += &format!("{mean} ({low} to {high}){} | ", star(d));
+        }
+        out = out.trim_end().to_string() + "\n";
+    }
+    out
+}
+
+/// Renders the norm of the gradient of each term and its cosines with those of the terms before it: means over all logged
+/// steps of all runs at which every term was active.
+fn gradients(lines: &str) -> String {
+    let events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let terms = |event: &Value| event["terms"].as_array().unwrap().clone();
+    let count = events.iter().map(|event| terms(event).len()).max().unwrap();
+    let complete: Vec<_> = events.iter().map(terms).filter(|terms| terms.len() == count).collect();
+    let mean = |of: &dyn Fn(&[Value]) -> f64| {
+        complete.iter().map(|terms| of(terms)).sum::<f64>() / complete.len() as f64
+    };
+    let name = |i: usize| complete[0][i]["name"].as_str().unwrap();
+    let before: Vec<_> = (0..count - 1).map(name).collect();
+    let mut out = format!("| term | norm | {} |\n|{}\n", before.join(" | "), "---|".repeat(count + 1));
+    for i in 0..count {
+        out += &format!("| {} | {:.3} |", name(i), mean(&|terms| terms[i]["norm"].as_f64().unwrap()));
+        for j in 0..count - 1 {
+            let cosine = mean(&|terms| terms[i]["cosines"].get(j).map_or(f64::NAN, |c| c.as_f64().unwrap()));
+            let cell = if j < i { format!("{cosine:.2}").replace('-', "−") } else { String::new() };
+            out += &format!(" {cell} |");
+        }
+        out += "\n";
     }
     out
 }
@@ -155,6 +171,8 @@ fn tables_match_the_stored_results() {
     text = filled(&text, "means of mechanism", &means(&mechanism));
     text = filled(&text, "differences of mechanism", &differences(&mechanism));
     text = filled(&text, "means of projector", &means(&stored("projector")));
+    let lines = std::fs::read_to_string(root().join("studies/gradients.jsonl")).unwrap();
+    text = filled(&text, "gradients of terms", &gradients(&lines));
     if std::env::var_os("PAUC_UPDATE_DOCS").is_some() {
         std::fs::write(&path, &text).unwrap();
     }

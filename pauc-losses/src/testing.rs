@@ -196,7 +196,7 @@ pub fn facts(batch: usize, dim: usize, prototypes: &[usize]) -> Facts {
         queue: None,
         prototypes: prototypes.iter().map(|k| Some(*k)).collect(),
         classes: None,
-        weight: 1.0,
+        relative_weight: 1.0,
     }
 }
 

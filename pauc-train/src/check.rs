@@ -249,8 +249,11 @@ impl<'a> Checker<'a> {
             self.error("E0223", "train.epochs", message, "lower the number of epochs");
         }
         self.clusterer(splits, facts.samples);
+        let largest = |t: &PlannedTerm| t.weight.largest();
+        let others = objective.terms.iter().filter(|t| !t.needs.prototypes).map(largest).fold(0.0, f64::max);
         for (i, t) in objective.terms.iter().enumerate() {
-            self.term_sizes(i, t, splits, facts, horizon);
+            let relative_weight = if others > 0.0 { largest(t) / others } else { 1.0 };
+            self.term_sizes(i, t, splits, &Facts { relative_weight, ..facts.clone() }, horizon);
         }
         if !objective.terms.is_empty() && !objective.terms.iter().any(|t| t.from == 0) {
             let help = "start a term such as InfoNce() at step 0";
@@ -320,8 +323,7 @@ impl<'a> Checker<'a> {
                 format!("`{}` starts at step {from}, but the first clustering is at step {}", t.name, t.from);
             self.warn("E0212", &format!("objective[{i}].from"), message, "the term waits for the clustering");
         }
-        let facts = Facts { weight: t.weight.largest(), ..facts.clone() };
-        for finding in t.term.info().check(&facts) {
+        for finding in t.term.info().check(facts) {
             let path = finding.field.map_or(path.clone(), |f| format!("{path}.{f}"));
             self.add(finding.severity, finding.code, &path, finding.message, finding.help);
         }

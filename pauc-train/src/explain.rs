@@ -59,7 +59,7 @@ fn example() -> Facts {
         queue: Some(4096),
         prototypes: vec![Some(100)],
         classes: Some(10),
-        weight: 1.0,
+        relative_weight: 1.0,
     }
 }
 

@@ -451,7 +451,7 @@ fn facts(recipe: &Recipe, splits: &Splits, dim: usize) -> Facts {
             .map(|k| k.map(|k| k.min(most)))
             .collect(),
         classes: splits.train.labels().map(|_| splits.classes.len()),
-        weight: 1.0,
+        relative_weight: 1.0,
     }
 }
 

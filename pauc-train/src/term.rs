@@ -105,7 +105,7 @@ fn facts_of<E: Scalar, D: Backend<E>>(inputs: &Inputs<E, D>) -> Facts {
         queue: inputs.queue.as_ref().map(|q| q.shape().0),
         prototypes: inputs.levels.iter().map(|l| Some(l.k())).collect(),
         classes: inputs.labels.as_ref().map(classes),
-        weight: 1.0,
+        relative_weight: 1.0,
     }
 }
 

@@ -163,7 +163,7 @@ mod tests {
             queue: None,
             prototypes: Vec::new(),
             classes: None,
-            weight: 1.0,
+            relative_weight: 1.0,
         };
         let terms: Vec<_> = terms.iter().map(weighted).collect();
         Objective::plan(&terms, &Clock::still().horizon, u64::MAX, &facts)

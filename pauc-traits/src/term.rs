@@ -47,8 +47,9 @@ pub struct Facts {
     pub prototypes: Vec<Option<usize>>,
     /// The number of classes, if there are labels.
     pub classes: Option<usize>,
-    /// The largest weight of the term whose rules are checked; 1 for chance levels, which do not depend on it.
-    pub weight: f64,
+    /// The largest weight of the term whose rules are checked, divided by the largest weight of the terms that read no
+    /// prototypes; 1 if there is no such term. Chance levels do not depend on it.
+    pub relative_weight: f64,
 }
 
 /// The severity of a [`Finding`].

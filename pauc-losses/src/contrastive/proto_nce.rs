@@ -13,7 +13,8 @@ use pauc_traits::{
 };
 use serde::{Deserialize, Serialize};
 
-/// The largest weight beside an InfoNCE of weight 1 with which the study `mechanism` measured no loss of accuracy.
+/// The largest weight beside an InfoNCE of weight 1 with which the study `mechanism` measured no loss of accuracy
+/// against weight 0.
 const HARMLESS_WEIGHT: f64 = 4.0;
 
 component! {
@@ -294,13 +295,16 @@ impl TermInfo for ProtoNce {
                 _ => {}
             }
         }
-        if facts.weight > HARMLESS_WEIGHT {
+        if facts.relative_weight > HARMLESS_WEIGHT {
             found.push(Finding {
                 severity: Severity::Warning,
                 code: findings::PROTOTYPES_DOMINATE,
                 field: None,
-                message: format!("the weight {} lets prototypes contract their images", facts.weight),
-                help: format!("use a weight of at most {HARMLESS_WEIGHT}"),
+                message: format!(
+                    "the weight is {} times that of the terms without prototypes, so prototypes contract their images",
+                    facts.relative_weight
+                ),
+                help: format!("use a weight of at most {HARMLESS_WEIGHT} times theirs"),
             });
         }
         if self.duplicates && self.negatives == Denominator::All {
@@ -398,8 +402,8 @@ mod tests {
 
     #[test]
     fn a_weight_beyond_those_that_were_harmless_is_warned_of() {
-        let codes = |weight| {
-            let facts = Facts { weight, ..testing::facts(256, 32, &[100]) };
+        let codes = |relative_weight| {
+            let facts = Facts { relative_weight, ..testing::facts(256, 32, &[100]) };
             testing::term("ProtoNce()").info().check(&facts).iter().map(|f| f.code).collect::<Vec<_>>()
         };
         assert_eq!((codes(4.0), codes(16.0)), (vec![], vec![findings::PROTOTYPES_DOMINATE]));

@@ -42,7 +42,7 @@ component! {
     /// # Gradient
     /// `Prototypes` gives all members of a prototype the same gradient: clusters are pushed apart as a whole
     /// and not contracted. `Instances` spreads members of one cluster like any others. `Members` pushes the members of
-    /// a prototype away from each other, against ProtoNCE. Centroids are constants: only embeddings move.
+    /// a prototype apart, while ProtoNCE pulls them together. Centroids are constants: only embeddings move.
     ///
     /// # When to use
     /// `Instances` against collapse, beside a term that only pulls. `Prototypes` from the first clustering
