@@ -170,7 +170,9 @@ fn tables_match_the_stored_results() {
     let mechanism = stored("mechanism");
     text = filled(&text, "means of mechanism", &means(&mechanism));
     text = filled(&text, "differences of mechanism", &differences(&mechanism));
-    text = filled(&text, "means of projector", &means(&stored("projector")));
+    let projector = stored("projector");
+    text = filled(&text, "means of projector", &means(&projector));
+    text = filled(&text, "differences of projector", &differences(&projector));
     let lines = std::fs::read_to_string(root().join("studies/gradients.jsonl")).unwrap();
     text = filled(&text, "gradients of terms", &gradients(&lines));
     if std::env::var_os("PAUC_UPDATE_DOCS").is_some() {
