@@ -108,6 +108,11 @@ pub fn warning(
     }
 }
 
+/// Returns a finding of severity warning about the term as a whole.
+pub fn warning_of_term(code: &'static str, message: impl Into<String>, help: impl Into<String>) -> Finding {
+    Finding { field: None, ..warning(code, "", message, help) }
+}
+
 /// Returns a finding of severity error.
 pub fn error(
     code: &'static str,

@@ -56,19 +56,6 @@ pub fn mask<E: Scalar, D: Backend<E>>(logits: Rows<E, D>, hide: impl Fn(usize, u
     logits + values
 }
 
-/// Returns whether two different samples share a prototype of a level.
-pub fn sharing_a_prototype<E: Scalar, D: Backend<E>>(
-    level: &Level<E, D>,
-) -> impl Fn(usize, usize) -> bool + '_ {
-    let s = &level.assignments;
-    move |i, l| i != l && s[i].is_some() && s[i] == s[l]
-}
-
-/// Counts the pairs of n samples for which `together` holds, each in both orders.
-pub fn ordered_pairs(n: usize, together: &impl Fn(usize, usize) -> bool) -> usize {
-    (0..n * n).filter(|x| together(x / n, x % n)).count()
-}
-
 /// Returns a constant with the value of a tensor: no gradient flows through it.
 ///
 /// # Shapes
@@ -195,6 +182,26 @@ pub fn mean_over_levels<E: Scalar, D: Backend<E>>(
     }
     // On a GPU, a division by one launches two kernels.
     Ok(if levels.len() == 1 { sum } else { sum / E::of(levels.len() as f64) })
+}
+
+/// Returns the value of a term over the pairs of samples that share a prototype of level `m`. The term is given whether
+/// two samples are such a pair, and the number of pairs, each in both orders. Without a pair, the level is skipped.
+///
+/// # Errors
+/// The error of the term.
+pub fn over_pairs_of_members<E: Scalar, D: Backend<E>>(
+    batch: &Batch<E, D>,
+    m: usize,
+    level: &Level<E, D>,
+    term: impl FnOnce(&dyn Fn(usize, usize) -> bool, usize) -> Result<Value<E, D>>,
+) -> Result<Value<E, D>> {
+    let (s, n) = (&level.assignments, batch.size());
+    let together = |i: usize, l: usize| i != l && s[i].is_some() && s[i] == s[l];
+    let pairs = (0..n * n).filter(|x| together(x / n, x % n)).count();
+    if pairs == 0 {
+        return Ok(batch.skip(format!("no two samples of the batch share a prototype of level {m}")));
+    }
+    term(&together, pairs)
 }
 
 /// Returns the mean of a term over the two online views.

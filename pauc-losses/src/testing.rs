@@ -200,6 +200,22 @@ pub fn facts(batch: usize, dim: usize, prototypes: &[usize]) -> Facts {
     }
 }
 
+/// Returns the mean over the levels of a value of the pairs i < l of samples that share a prototype.
+pub fn mean_over_pairs_of_members(data: &Data, value: impl Fn(&[(usize, usize)]) -> f64) -> f64 {
+    let of_level = |level: &Clusters| {
+        let (mut pairs, s) = (Vec::new(), &level.assignments);
+        for i in 0..data.rows {
+            for l in i + 1..data.rows {
+                if s[i].is_some() && s[i] == s[l] {
+                    pairs.push((i, l));
+                }
+            }
+        }
+        value(&pairs)
+    };
+    data.levels.iter().map(of_level).sum::<f64>() / data.levels.len() as f64
+}
+
 /// The result of a term on a batch.
 #[derive(Clone, Debug)]
 pub struct Outcome {

@@ -78,7 +78,7 @@ impl TermInfo for CosinePrediction {
         let message = "without a predictor, nothing in this term prevents collapse";
         let help = "add `predictor: Mlp(dims: [64, D])`, where D is the width of the projector, or a term that spreads \
                     embeddings";
-        vec![Finding { field: None, ..findings::warning(findings::NO_PREDICTOR, "", message, help) }]
+        vec![findings::warning_of_term(findings::NO_PREDICTOR, message, help)]
     }
 }
 

@@ -7,7 +7,7 @@ use pauc_traits::batch::Level;
 use pauc_traits::ops::{self, Matrix};
 use pauc_traits::rng::{self, Purpose};
 use pauc_traits::softmax::{Bank, FusedLoss, Graded, Positives, Scale, SoftmaxKernels};
-use pauc_traits::term::{Contrast, Facts, Finding, Severity};
+use pauc_traits::term::{Contrast, Facts, Finding};
 use pauc_traits::{
     Backend, Batch, ContrastiveLoss, Count, Error, Needs, Result, Scalar, TermInfo, Value, component,
 };
@@ -296,16 +296,14 @@ impl TermInfo for ProtoNce {
             }
         }
         if facts.relative_weight > HARMLESS_WEIGHT {
-            found.push(Finding {
-                severity: Severity::Warning,
-                code: findings::PROTOTYPES_DOMINATE,
-                field: None,
-                message: format!(
+            found.push(findings::warning_of_term(
+                findings::PROTOTYPES_DOMINATE,
+                format!(
                     "the weight is {} times that of the terms without prototypes, so prototypes contract their images",
                     facts.relative_weight
                 ),
-                help: format!("use a weight of at most {HARMLESS_WEIGHT} times theirs"),
-            });
+                format!("use a weight of at most {HARMLESS_WEIGHT} times theirs"),
+            ));
         }
         if self.duplicates && self.negatives == Denominator::All {
             found.push(error(

@@ -111,17 +111,13 @@ impl Alignment {
         m: usize,
         level: &Level<E, D>,
     ) -> Result<Value<E, D>> {
-        let n = batch.size();
-        let together = rows::sharing_a_prototype(level);
-        let ordered = rows::ordered_pairs(n, &together);
-        if ordered == 0 {
-            return Ok(batch.skip(format!("no two samples of the batch share a prototype of level {m}")));
-        }
-        let share =
-            rows::weights(batch.device(), n, |i, l| if together(i, l) { 1.0 / ordered as f64 } else { 0.0 });
-        let z = batch.z(0)?;
-        let distances = rows::power(rows::squared_distances(z.with_empty_tape(), z), self.alpha.get());
-        Ok(ops::total(distances * share))
+        rows::over_pairs_of_members(batch, m, level, |together, pairs| {
+            let weight = |i, l| if together(i, l) { 1.0 / pairs as f64 } else { 0.0 };
+            let share = rows::weights(batch.device(), batch.size(), weight);
+            let z = batch.z(0)?;
+            let distances = rows::power(rows::squared_distances(z.with_empty_tape(), z), self.alpha.get());
+            Ok(ops::total(distances * share))
+        })
     }
 }
 
@@ -195,20 +191,12 @@ mod tests {
     #[test]
     fn members_are_compared_in_pairs() {
         let data = Data::toy(8, 4);
-        let mut want = 0.0;
-        for level in &data.levels {
-            let mut found = Vec::new();
-            for i in 0..8 {
-                for l in i + 1..8 {
-                    if level.assignments[i].is_some() && level.assignments[i] == level.assignments[l] {
-                        let row = |i| unit(data.views[0].as_ref().unwrap(), 4, i);
-                        let squared = 2.0 - 2.0 * dot(&row(i), &row(l));
-                        found.push((squared + NORM_EPSILON).powf(0.75));
-                    }
-                }
-            }
-            want += found.iter().sum::<f64>() / found.len() as f64 / 2.0;
-        }
+        let row = |i| unit(data.views[0].as_ref().unwrap(), 4, i);
+        let want = testing::mean_over_pairs_of_members(&data, |pairs| {
+            let power =
+                |(i, l): &(usize, usize)| (2.0 - 2.0 * dot(&row(*i), &row(*l)) + NORM_EPSILON).powf(0.75);
+            pairs.iter().map(power).sum::<f64>() / pairs.len() as f64
+        });
         let text = "Alignment(level: Members, alpha: 1.5)";
         let allowed = Condition::of(text, &data).of_value(tolerance::f64);
         assert_within!(testing::value(text, &data), want, allowed);

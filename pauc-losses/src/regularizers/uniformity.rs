@@ -153,14 +153,11 @@ impl Uniformity {
         m: usize,
         level: &Level<E, D>,
     ) -> Result<Value<E, D>> {
-        let together = rows::sharing_a_prototype(level);
-        let pairs = rows::ordered_pairs(batch.size(), &together);
-        if pairs == 0 {
-            return Ok(batch.skip(format!("no two samples of the batch share a prototype of level {m}")));
-        }
-        let z = batch.z(0)?;
-        let exponents = self.exponents(batch, z.with_empty_tape(), z);
-        Ok(rows::log_mean_exp(rows::mask(exponents, |i, l| !together(i, l)), pairs))
+        rows::over_pairs_of_members(batch, m, level, |together, pairs| {
+            let z = batch.z(0)?;
+            let exponents = self.exponents(batch, z.with_empty_tape(), z);
+            Ok(rows::log_mean_exp(rows::mask(exponents, |i, l| !together(i, l)), pairs))
+        })
     }
 }
 
@@ -263,19 +260,12 @@ mod tests {
 
     #[test]
     fn members_are_spread_in_pairs() {
-        let (n, t) = (8, 3.0);
-        let data = Data::toy(n, 4);
-        let rows: Vec<_> = (0..n).map(|i| unit(data.views[0].as_ref().unwrap(), 4, i)).collect();
-        let of_level = |assignments: &[Option<u32>]| {
-            let pairs = (0..n).flat_map(|i| (i + 1..n).map(move |l| (i, l)));
-            let together =
-                pairs.filter(|(i, l)| assignments[*i].is_some() && assignments[*i] == assignments[*l]);
-            let potentials: Vec<f64> =
-                together.map(|(i, l)| (-t * (2.0 - 2.0 * dot(&rows[i], &rows[l]))).exp()).collect();
-            (potentials.iter().sum::<f64>() / potentials.len() as f64).ln()
-        };
-        let want: f64 =
-            data.levels.iter().map(|l| of_level(&l.assignments)).sum::<f64>() / data.levels.len() as f64;
+        let data = Data::toy(8, 4);
+        let row = |i| unit(data.views[0].as_ref().unwrap(), 4, i);
+        let want = testing::mean_over_pairs_of_members(&data, |pairs| {
+            let potential = |(i, l): &(usize, usize)| (-3.0 * (2.0 - 2.0 * dot(&row(*i), &row(*l)))).exp();
+            (pairs.iter().map(potential).sum::<f64>() / pairs.len() as f64).ln()
+        });
         let text = "Uniformity(level: Members, t: 3)";
         let allowed = Condition::of(text, &data).of_value(tolerance::f64);
         assert_within!(testing::value(text, &data), want, allowed);
