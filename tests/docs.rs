@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{pauc, root};
+use common::{assert_current, pauc, root};
 use pauc::train::{codes, explain};
 use pauc::traits::registry::{KINDS, Listing, catalog};
 use std::path::{Path, PathBuf};
@@ -59,19 +59,8 @@ fn summaries_are_whole_sentences() {
 /// `PAUC_UPDATE_DOCS=1 cargo test --test docs` regenerates the pages.
 #[test]
 fn reference_pages_are_generated_from_the_registry() {
-    let folder = root().join("docs/src");
-    let update = std::env::var_os("PAUC_UPDATE_DOCS").is_some();
     for (name, text) in generated_pages() {
-        let path = folder.join(&name);
-        if update {
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(&path, &text).unwrap();
-        }
-        let written = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(
-            written == text,
-            "{name} is out of date: run PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test docs"
-        );
+        assert_current(&format!("docs/src/{name}"), &text, "docs");
     }
 }
 

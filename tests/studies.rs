@@ -4,8 +4,11 @@
 
 mod common;
 
-use common::root;
+use common::{assert_current, root};
 use serde_json::Value;
+
+/// The page with the tables.
+const PAGE: &str = "docs/src/study.md";
 
 /// A metric of the page.
 struct Metric {
@@ -165,8 +168,7 @@ fn stored(name: &str) -> Value {
 /// `PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test studies` writes the tables.
 #[test]
 fn tables_match_the_stored_results() {
-    let path = root().join("docs/src/study.md");
-    let mut text = std::fs::read_to_string(&path).unwrap();
+    let mut text = std::fs::read_to_string(root().join(PAGE)).unwrap();
     let mechanism = stored("mechanism");
     text = filled(&text, "means of mechanism", &means(&mechanism));
     text = filled(&text, "differences of mechanism", &differences(&mechanism));
@@ -175,30 +177,20 @@ fn tables_match_the_stored_results() {
     text = filled(&text, "differences of projector", &differences(&projector));
     let lines = std::fs::read_to_string(root().join("studies/gradients.jsonl")).unwrap();
     text = filled(&text, "gradients of terms", &gradients(&lines));
-    if std::env::var_os("PAUC_UPDATE_DOCS").is_some() {
-        std::fs::write(&path, &text).unwrap();
-    }
-    let page = std::fs::read_to_string(&path).unwrap();
-    assert!(
-        page == text,
-        "study.md is out of date: run PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test studies"
-    );
+    assert_current(PAGE, &text, "studies");
 }
 
 /// Every run says what made it, so that it can be made again.
 #[test]
 fn stored_results_say_what_made_them() {
-    for entry in std::fs::read_dir(root().join("studies")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|e| e != "json") {
-            continue;
-        }
-        let study: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-        for row in rows(&study) {
-            assert_eq!(row["hash"].as_str().unwrap().len(), 8, "{}", path.display());
+    let files = std::fs::read_dir(root().join("studies")).unwrap().map(|entry| entry.unwrap().path());
+    for path in files.filter(|path| path.extension().is_some_and(|e| e == "json")) {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        for row in rows(&stored(name)) {
+            assert_eq!(row["hash"].as_str().unwrap().len(), 8, "{name}");
             for run in row["runs"].as_array().unwrap() {
                 for field in ["version", "simd"] {
-                    assert!(run[field].is_string(), "{}: a run without {field}", path.display());
+                    assert!(run[field].is_string(), "{name}: a run without {field}");
                 }
             }
         }

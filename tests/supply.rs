@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::root;
+use common::{assert_current, root};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -182,12 +182,7 @@ fn table(packages: &[&Value]) -> String {
 #[test]
 fn third_party_packages_are_listed() {
     let metadata = metadata();
-    let page = table(&linked(&metadata));
-    if std::env::var_os("PAUC_UPDATE_DOCS").is_some() {
-        std::fs::write(root().join("THIRD-PARTY.md"), &page).unwrap();
-    }
-    let remedy = "PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test supply";
-    assert!(read("THIRD-PARTY.md") == page, "THIRD-PARTY.md is not that of Cargo.lock: run {remedy}");
+    assert_current("THIRD-PARTY.md", &table(&linked(&metadata)), "supply");
 }
 
 /// Returns the texts of licenses and notices in the source of a package.

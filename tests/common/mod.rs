@@ -21,6 +21,19 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 
+/// Checks that a file of the project is `text`; writes it first if `PAUC_UPDATE_DOCS` is set. `test` is the test that does
+/// so.
+pub fn assert_current(file: &str, text: &str, test: &str) {
+    let path = root().join(file);
+    if std::env::var_os("PAUC_UPDATE_DOCS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    let remedy = format!("PAUC_UPDATE_DOCS=1 cargo test -p pauc-cli --test {test}");
+    assert!(written == text, "{file} is out of date: run {remedy}");
+}
+
 /// Runs `pauc-cli` in the project's root.
 pub fn pauc<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     pauc_with(&[], args)
