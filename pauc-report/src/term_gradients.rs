@@ -7,7 +7,7 @@ use crate::figure::Section;
 use crate::figures::{EPOCH, marks, put};
 use crate::html::{NONE, Table};
 use crate::plot::{Chart, Scale, Series};
-use std::collections::BTreeMap;
+use crate::study::figures::mean;
 
 /// The name of the sum of the weighted gradients.
 const SUM: &str = "sum of the terms";
@@ -58,53 +58,44 @@ fn scale(norms: &[Series]) -> Scale {
 
 /// Returns the means of norms and cosines over the logged steps of each phase; `None` if no gradients were logged.
 pub(crate) fn table(data: &ReportData) -> Option<Table> {
-    let mut rows: Vec<String> = Vec::new();
-    for (name, _) in data.gradients.iter().flat_map(values) {
-        if !rows.contains(&name) {
-            rows.push(name);
-        }
-    }
-    let sum = format!("{NORM}{SUM}");
-    let terms = rows.iter().filter(|name| name.starts_with(NORM) && **name != sum).count();
-    rows.retain(|name| *name != sum);
-    // Norms before cosines, whenever a term started.
-    rows.sort_by_key(|name| !name.starts_with(NORM));
-    // A single term is its own sum.
-    if terms > 1 {
-        rows.insert(terms, sum);
-    }
     let phases = by_phase(data);
+    let row = |name: String, value: &dyn Fn(&Gradients) -> Option<f64>| {
+        let of_phase = |(_, steps): &(_, Vec<&Gradients>)| mean(steps.iter().filter_map(|step| value(step)));
+        let cells = phases.iter().map(|phase| of_phase(phase).map_or(NONE.into(), significant));
+        std::iter::once(name).chain(cells).collect()
+    };
+    let terms = first_seen(data.gradients.iter().flat_map(|g| g.terms.iter().map(|t| t.name.as_str())));
+    let pairs = first_seen(data.gradients.iter().flat_map(|g| g.pairs().map(|(a, b, _)| (a, b))));
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for name in &terms {
+        let norm = |g: &Gradients| g.terms.iter().find(|t| t.name == *name).map(|t| t.norm);
+        rows.push(row(format!("norm: {name}"), &norm));
+    }
+    // A single term is its own sum.
+    if terms.len() > 1 {
+        rows.push(row(format!("norm: {SUM}"), &|g| Some(g.total)));
+    }
+    for (a, b) in pairs {
+        let cosine =
+            |g: &Gradients| g.pairs().find(|found| (found.0, found.1) == (a, b)).map(|found| found.2);
+        rows.push(row(format!("cosine: {}", pair(a, b)), &cosine));
+    }
     let head = |(phase, steps): &(&str, Vec<&Gradients>)| {
         format!("{phase} ({} step{})", steps.len(), if steps.len() == 1 { "" } else { "s" })
     };
-    let columns: Vec<_> = phases.iter().map(|(_, steps)| means(steps)).collect();
-    let row = |name: String| {
-        let cells =
-            columns.iter().map(|means| means.get(&name).map_or(NONE.into(), |mean| significant(*mean)));
-        [name.clone()].into_iter().chain(cells).collect()
-    };
-    let head = ["mean over".to_string()].into_iter().chain(phases.iter().map(head)).collect();
-    (!phases.is_empty()).then(|| Table { head, rows: rows.into_iter().map(row).collect() })
+    let head = std::iter::once("mean over".to_string()).chain(phases.iter().map(head)).collect();
+    (!phases.is_empty()).then_some(Table { head, rows })
 }
 
-/// The beginning of the rows with norms.
-const NORM: &str = "norm: ";
-
-/// Returns all numbers of a step with the names of their rows.
-fn values(gradients: &Gradients) -> Vec<(String, f64)> {
-    let norms = gradients.terms.iter().map(|t| (format!("{NORM}{}", t.name), t.norm));
-    let sum = (format!("{NORM}{SUM}"), gradients.total);
-    let cosines = gradients.pairs().map(|(a, b, cosine)| (format!("cosine: {}", pair(a, b)), cosine));
-    norms.chain([sum]).chain(cosines).collect()
-}
-
-/// Returns the mean of the finite numbers of each row; rows without any are left out.
-fn means(steps: &[&Gradients]) -> BTreeMap<String, f64> {
-    let mut all: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for (name, value) in steps.iter().flat_map(|step| values(step)).filter(|(_, value)| value.is_finite()) {
-        all.entry(name).or_default().push(value);
+/// Returns each value once, in the order of their first appearance.
+fn first_seen<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for value in values {
+        if !found.contains(&value) {
+            found.push(value);
+        }
     }
-    all.into_iter().map(|(name, found)| (name, found.iter().sum::<f64>() / found.len() as f64)).collect()
+    found
 }
 
 /// Returns the phases in which gradients were logged, with their steps.

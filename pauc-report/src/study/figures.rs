@@ -126,7 +126,8 @@ fn is_level(name: &str, quantity: &str) -> bool {
     level.is_some_and(|(_, rest)| rest == quantity)
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+/// Returns the mean of the finite values, if there are any.
+pub(crate) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let finite: Vec<f64> = values.filter(|v| v.is_finite()).collect();
     (!finite.is_empty()).then(|| finite.iter().sum::<f64>() / finite.len() as f64)
 }

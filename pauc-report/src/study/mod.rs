@@ -3,7 +3,7 @@
 //! `figures` draws charts over all runs, `dots` and `map` are two kinds of charts, and this module is the page.
 
 mod dots;
-mod figures;
+pub(crate) mod figures;
 mod files;
 mod map;
 
