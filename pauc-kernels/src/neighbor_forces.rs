@@ -28,59 +28,25 @@ pub struct Repulsion {
 mod body {
     use super::{Forces, LANES, Repulsion};
 
+    /// Returns the sums over j of the numbers that `of` computes from w_j, q_j and the two coordinates of y − y_j.
     #[inline(always)]
-    pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces {
-        assert!(
-            affinities.len() == xs.len() && xs.len() == ys.len(),
-            "affinities and coordinates must have one length"
-        );
-        let mut sums = [[0.0f32; LANES]; 5];
-        let mut add = |p: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
-            for l in 0..LANES {
-                let (dx, dy) = (y[0] - x[l], y[1] - z[l]);
-                let q = 1.0 / (1.0 + dx * dx + dy * dy);
-                let (pull, push) = (p[l] * q, q * q);
-                sums[0][l] += pull * dx;
-                sums[1][l] += pull * dy;
-                sums[2][l] += push * dx;
-                sums[3][l] += push * dy;
-                sums[4][l] += q;
-            }
-        };
-        let ((p, p_rest), (x, x_rest), (z, z_rest)) =
-            (affinities.as_chunks::<LANES>(), xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
-        for ((p, x), z) in p.iter().zip(x).zip(z) {
-            add(p, x, z);
-        }
-        if !p_rest.is_empty() {
-            // Lanes beyond the end are infinitely far away.
-            let fill = |rest: &[f32], with: f32| {
-                let mut lanes = [with; LANES];
-                lanes[..rest.len()].copy_from_slice(rest);
-                lanes
-            };
-            add(&fill(p_rest, 0.0), &fill(x_rest, 1e18), &fill(z_rest, 1e18));
-        }
-        let [a, b, c, d, total] = sums.map(|lanes| lanes.iter().sum());
-        Forces { pull: [a, b], push: [c, d], total }
-    }
-
-    #[inline(always)]
-    pub fn repulsion(y: [f32; 2], weights: &[f32], xs: &[f32], ys: &[f32]) -> Repulsion {
+    fn sums<const N: usize>(
+        y: [f32; 2],
+        [weights, xs, ys]: [&[f32]; 3],
+        of: impl Fn(f32, f32, f32, f32) -> [f32; N],
+    ) -> [f32; N] {
         assert!(
             weights.len() == xs.len() && xs.len() == ys.len(),
-            "weights and coordinates must have one length"
+            "affinities or weights and coordinates must have one length"
         );
-        let mut sums = [[0.0f32; LANES]; 3];
+        let mut sums = [[0.0f32; LANES]; N];
         let mut add = |w: &[f32; LANES], x: &[f32; LANES], z: &[f32; LANES]| {
             for l in 0..LANES {
                 let (dx, dy) = (y[0] - x[l], y[1] - z[l]);
                 let q = 1.0 / (1.0 + dx * dx + dy * dy);
-                let weighted = w[l] * q;
-                let push = weighted * q;
-                sums[0][l] += push * dx;
-                sums[1][l] += push * dy;
-                sums[2][l] += weighted;
+                for (sum, term) in sums.iter_mut().zip(of(w[l], q, dx, dy)) {
+                    sum[l] += term;
+                }
             }
         };
         let ((w, w_rest), (x, x_rest), (z, z_rest)) =
@@ -89,15 +55,33 @@ mod body {
             add(w, x, z);
         }
         if !w_rest.is_empty() {
-            // Lanes beyond the end weigh nothing.
-            let fill = |rest: &[f32]| {
-                let mut lanes = [0.0; LANES];
+            // Lanes beyond the end weigh nothing and are infinitely far away.
+            let fill = |rest: &[f32], with: f32| {
+                let mut lanes = [with; LANES];
                 lanes[..rest.len()].copy_from_slice(rest);
                 lanes
             };
-            add(&fill(w_rest), &fill(x_rest), &fill(z_rest));
+            add(&fill(w_rest, 0.0), &fill(x_rest, 1e18), &fill(z_rest, 1e18));
         }
-        let [a, b, total] = sums.map(|lanes| lanes.iter().sum());
+        sums.map(|lanes| lanes.iter().sum())
+    }
+
+    #[inline(always)]
+    pub fn forces(y: [f32; 2], affinities: &[f32], xs: &[f32], ys: &[f32]) -> Forces {
+        let [a, b, c, d, total] = sums(y, [affinities, xs, ys], |p, q, dx, dy| {
+            let (pull, push) = (p * q, q * q);
+            [pull * dx, pull * dy, push * dx, push * dy, q]
+        });
+        Forces { pull: [a, b], push: [c, d], total }
+    }
+
+    #[inline(always)]
+    pub fn repulsion(y: [f32; 2], weights: &[f32], xs: &[f32], ys: &[f32]) -> Repulsion {
+        let [a, b, total] = sums(y, [weights, xs, ys], |w, q, dx, dy| {
+            let weighted = w * q;
+            let push = weighted * q;
+            [push * dx, push * dy, weighted]
+        });
         Repulsion { push: [a, b], total }
     }
 }

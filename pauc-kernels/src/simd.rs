@@ -356,7 +356,7 @@ pub(crate) use dispatch;
 /// Declares a function that runs the safe function of the same name in the module `body`, compiled for the active
 /// instruction set.
 macro_rules! dispatched {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)?) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)?) => {
         $(#[$doc])*
         $vis fn $name($($arg: $ty),*) $(-> $out)? {
             #[cfg(target_arch = "x86_64")]
