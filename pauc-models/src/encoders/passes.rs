@@ -98,7 +98,7 @@ impl<W: 'static> Passes<W> {
             let features = awake(|| forward(&mut self.inference, source))?;
             return Ok(tensor(features)?.put_tape(Default::default()));
         }
-        let guard = Outstanding::begin(&self.outstanding)?;
+        let guard = self.begin()?;
         let features = tensor(awake(|| forward(&mut self.training.borrow_mut(), source))?)?;
         let (ghost, workspace) = (features.clone(), self.training.clone());
         let mut tape = pauc_traits::Tape::default();
