@@ -34,6 +34,16 @@ const METRICS: [Metric; 5] = [
     Metric { name: ("rankme/", "/features"), label: "rank of features", scale: 1.0, digits: 1 },
 ];
 
+/// The studies with tables.
+const STUDIES: [(&str, Settings); 6] = [
+    ("mechanism", Settings::Swept),
+    ("projector", Settings::Swept),
+    ("claim-cifar10", Settings::Tuned),
+    ("claim-fashion-mnist", Settings::Tuned),
+    ("claim-cifar10-long-tail", Settings::Tuned),
+    ("claim-cifar10-coarse", Settings::Tuned),
+];
+
 impl Metric {
     fn is(&self, name: &str) -> bool {
         name.starts_with(self.name.0) && name.ends_with(self.name.1)
@@ -64,15 +74,27 @@ fn arm(row: &Value) -> &str {
     row["arm"].as_str().unwrap()
 }
 
-/// Returns the values of the swept paths as cells of a table.
-fn cells(row: &Value) -> String {
-    let values = row["set"].as_object().unwrap().values();
-    values.map(|v| format!("{} | ", v.as_str().unwrap().trim_matches(['[', ']']))).collect()
+/// Returns the arm and the values of the swept paths as cells of a table.
+fn cells(row: &Value, settings: Settings) -> String {
+    let swept = row["set"].as_object().unwrap().values().filter(|_| settings == Settings::Swept);
+    let values: String =
+        swept.map(|v| format!("{} | ", v.as_str().unwrap().trim_matches(['[', ']']))).collect();
+    format!("| {} | {values}", arm(row))
+}
+
+/// What a table says of an arm beside its name.
+#[derive(Clone, Copy, PartialEq)]
+enum Settings {
+    /// The values of the swept paths, which are the same paths in every arm.
+    Swept,
+    /// Nothing: every arm was tuned, and [`tuned`] lists the chosen settings.
+    Tuned,
 }
 
 /// Returns the first two lines of a table, with the swept paths after the arm.
-fn heading(first: &Value, columns: &[&str]) -> String {
-    let paths = first["set"].as_object().unwrap().keys().map(|path| format!("`{path}`"));
+fn heading(first: &Value, settings: Settings, columns: &[&str]) -> String {
+    let swept = first["set"].as_object().unwrap().keys().filter(|_| settings == Settings::Swept);
+    let paths = swept.map(|path| format!("`{path}`"));
     let columns: Vec<_> = std::iter::once("arm".to_string())
         .chain(paths)
         .chain(columns.iter().map(|c| c.to_string()))
@@ -88,10 +110,10 @@ fn difference<'a>(study: &'a Value, row: &Value, metric: &str) -> Option<&'a Val
 
 /// Renders the means of a study over seeds ± the standard deviations: one line for each arm and each combination of swept
 /// values, with a [`star`] where it differs from the arm that others are compared with.
-fn means(study: &Value) -> String {
-    let mut out = heading(&rows(study)[0], &METRICS.each_ref().map(|m| m.label));
+fn means(study: &Value, settings: Settings) -> String {
+    let mut out = heading(&rows(study)[0], settings, &METRICS.each_ref().map(|m| m.label));
     for row in rows(study) {
-        out += &format!("| {} | {}", arm(row), cells(row));
+        out += &cells(row, settings);
         for metric in &METRICS {
             let (name, [mean, sd]) = metric.of_row(row);
             let star = difference(study, row, name).map_or("", star);
@@ -107,13 +129,17 @@ fn star(difference: &Value) -> &'static str {
     if difference["p_holm"].as_f64().unwrap() < 0.05 { "\\*" } else { "" }
 }
 
-/// Renders the differences of a study: means with the 95 % intervals by Student's distribution, one line for each arm and
-/// each combination of swept values.
-fn differences(study: &Value) -> String {
-    let mut out = heading(&rows(study)[0], &METRICS.each_ref().map(|m| m.label));
+/// Renders the differences of a study in the metrics that it compares: means with the 95 % intervals by Student's
+/// distribution, one line for each arm and each combination of swept values.
+fn differences(study: &Value, settings: Settings) -> String {
+    let all = study["comparison"]["differences"].as_array().unwrap();
+    let compared = |metric: &&Metric| all.iter().any(|d| metric.is(d["metric"].as_str().unwrap()));
+    let metrics: Vec<_> = METRICS.iter().filter(compared).collect();
+    let labels: Vec<_> = metrics.iter().map(|m| m.label).collect();
+    let mut out = heading(&rows(study)[0], settings, &labels);
     for row in rows(study).iter().filter(|row| row["arm"] != study["comparison"]["to"]) {
-        out += &format!("| {} | {}", arm(row), cells(row));
-        for metric in &METRICS {
+        out += &cells(row, settings);
+        for metric in &metrics {
             let (name, _) = metric.of_row(row);
             let d = difference(study, row, name).unwrap_or_else(|| panic!("{name} is not compared"));
             let [mean, low, high] = [&d["mean"], &d["t_interval"][0], &d["t_interval"][1]]
@@ -121,6 +147,18 @@ fn differences(study: &Value) -> String {
             out += &format!("{mean} ({low} to {high}){} | ", star(d));
         }
         out = out.trim_end().to_string() + "\n";
+    }
+    out
+}
+
+/// Renders the settings that were chosen for each arm by held-out training images.
+fn tuned(study: &Value) -> String {
+    let mut out = "| arm | chosen settings |\n|---|---|\n".to_string();
+    for row in rows(study) {
+        let tuned = row["tuned"].as_object().unwrap();
+        let values: Vec<_> =
+            tuned.iter().map(|(path, v)| format!("`{path}={}`", v.as_str().unwrap())).collect();
+        out += &format!("| {} | {} |\n", arm(row), values.join(", "));
     }
     out
 }
@@ -169,12 +207,14 @@ fn stored(name: &str) -> Value {
 #[test]
 fn tables_match_the_stored_results() {
     let mut text = std::fs::read_to_string(root().join(PAGE)).unwrap();
-    let mechanism = stored("mechanism");
-    text = filled(&text, "means of mechanism", &means(&mechanism));
-    text = filled(&text, "differences of mechanism", &differences(&mechanism));
-    let projector = stored("projector");
-    text = filled(&text, "means of projector", &means(&projector));
-    text = filled(&text, "differences of projector", &differences(&projector));
+    for (name, settings) in STUDIES {
+        let study = stored(name);
+        text = filled(&text, &format!("means of {name}"), &means(&study, settings));
+        text = filled(&text, &format!("differences of {name}"), &differences(&study, settings));
+        if settings == Settings::Tuned {
+            text = filled(&text, &format!("settings of {name}"), &tuned(&study));
+        }
+    }
     let lines = std::fs::read_to_string(root().join("studies/gradients.jsonl")).unwrap();
     text = filled(&text, "gradients of terms", &gradients(&lines));
     assert_current(PAGE, &text, "studies");
