@@ -11,7 +11,8 @@ export CARGO_TERM_COLOR=never CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}
 cargo test --workspace --locked --quiet --no-run --test cli
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$copy"
+# New times (-m): a test that another copy left in the target folder looks up that copy's path, and must be compiled anew.
+git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -m -C "$copy"
 cp "$CARGO_TARGET_DIR/debug/pauc-cli" "$copy/pauc-cli-before"
 cd "$copy"
 selection=(--workspace --locked)
